@@ -1,36 +1,20 @@
 // Package flow is the record of one flow: one accepted TCP connection, or one
-// UDP session. One goroutine owns a Flow from Accept to Done and writes its
-// fields as the flow walks through the rooms; when it ends it becomes one line
-// of the flow log. The package holds data and imports nothing of Warren.
+// UDP session. One goroutine owns a Flow from Accept to Done and notes in it
+// what each room decided; when it ends, its Record becomes one line of the
+// flow log. Whoever lists the open flows meanwhile takes a Snapshot. The
+// package holds data and imports nothing of Warren.
 package flow
 
 import (
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// Status says how a flow ended, or that it has not. The numbers have the
-// meanings of Cloudflare Spectrum's event log.
-type Status int
-
-const (
-	StatusOpen        Status = 0   // still running
-	StatusClosed      Status = 200 // ended in order
-	StatusDenied      Status = 403 // refused by policy
-	StatusClientGone  Status = 499 // the client aborted
-	StatusOriginGone  Status = 449 // the private side aborted
-	StatusRefused     Status = 520 // the endpoint refused the connection
-	StatusUnreachable Status = 521 // the endpoint is unreachable, or the connector's guard denied it
-	StatusTimeout     Status = 522 // the endpoint did not answer in time
-	StatusNoRoute     Status = 523 // no live connector serves the endpoint
-	StatusNoEndpoint  Status = 530 // the pools have nothing to pick
-	StatusInternal    Status = 999 // a failure that none of the others names
-)
-
-// Flow is one flow's record. Fields other than the byte counters belong to
-// the goroutine that owns the flow; a Table hands out copies (Snapshot).
-type Flow struct {
+// Record is what is known of a flow at one moment: plain data, safe to copy,
+// to keep and to hand to another goroutine.
+type Record struct {
 	ID       uint64         // unique in this process
 	App      string         // the app's name
 	Proto    string         // "tcp" or "udp"
@@ -43,12 +27,62 @@ type Flow struct {
 	Connector string         // the connector that carries it
 
 	Start       time.Time
-	End         time.Time
+	End         time.Time     // zero while the flow is open
 	ConnectTime time.Duration // from the decision to dial until the endpoint accepted
 
 	Status Status
 	Why    string // the last decision's reason, in words
 
+	BytesIn  uint64 // client to origin, payload bytes
+	BytesOut uint64 // origin to client, payload bytes
+}
+
+// Flow is one flow while it runs. Make it with New. The owner changes its
+// record with Update and ends it with Done; the relay adds to the byte
+// counters; any goroutine may take a Snapshot at any time.
+type Flow struct {
 	BytesIn  atomic.Uint64 // client to origin, payload bytes
 	BytesOut atomic.Uint64 // origin to client, payload bytes
+
+	mu     sync.Mutex
+	record Record // its byte counts are filled in by Snapshot alone
+}
+
+// New returns a flow that starts with what r says. The byte counts of r are
+// taken over into the counters.
+func New(r Record) *Flow {
+	f := &Flow{record: r}
+	f.BytesIn.Store(r.BytesIn)
+	f.BytesOut.Store(r.BytesOut)
+	return f
+}
+
+// Update lets change edit the record while no Snapshot is being taken. change
+// must be quick and must not call f's methods. Byte counts that it sets are
+// ignored: the counters hold them.
+func (f *Flow) Update(change func(*Record)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change(&f.record)
+}
+
+// Done notes how the flow ended. Only the first call counts, so that a path
+// may end early with a precise reason and defer a general one.
+func (f *Flow) Done(at time.Time, status Status, why string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.record.End.IsZero() {
+		return
+	}
+	f.record.End, f.record.Status, f.record.Why = at, status, why
+}
+
+// Snapshot returns the flow as it stands: the record of one moment, and the
+// byte counts read right after it.
+func (f *Flow) Snapshot() Record {
+	f.mu.Lock()
+	r := f.record
+	f.mu.Unlock()
+	r.BytesIn, r.BytesOut = f.BytesIn.Load(), f.BytesOut.Load()
+	return r
 }
