@@ -1,0 +1,206 @@
+package netns
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/warrenmesh/warren/integration/proc"
+	"github.com/warrenmesh/warren/integration/require"
+)
+
+func TestMain(m *testing.M) {
+	os.Exit(Main(func() int {
+		code := m.Run()
+		if err := goleak.Find(); err != nil {
+			os.Stderr.WriteString("netns: " + err.Error() + "\n")
+			return 1
+		}
+		return code
+	}))
+}
+
+// pair is two hosts and a router between them:
+//
+//	left 192.0.2.2 — 192.0.2.1 router 198.51.100.1 — 198.51.100.2 right
+type pair struct {
+	left, router, right *Host
+	cable               *Link // right's
+}
+
+func newPair(t *testing.T) pair {
+	lab := New(t)
+	p := pair{left: lab.Host("left"), router: lab.Host("router"), right: lab.Host("right")}
+	lab.Link(p.left, "eth0", p.router, "left")
+	p.cable = lab.Link(p.right, "eth0", p.router, "right")
+	p.router.Forward()
+	p.router.IP("address add 192.0.2.1/24 dev left", "address add 198.51.100.1/24 dev right")
+	p.left.IP("address add 192.0.2.2/24 dev eth0", "route add default via 192.0.2.1")
+	p.right.IP("address add 198.51.100.2/24 dev eth0", "route add default via 198.51.100.1")
+	return p
+}
+
+// serveEcho sends back what comes, until the test ends.
+func serveEcho(t *testing.T, h *Host, address string) {
+	t.Helper()
+	ln, err := h.Listen(t.Context(), "tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() { ln.Close(); <-done })
+	go func() {
+		defer close(done)
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			io.Copy(conn, conn)
+			conn.Close()
+		}
+	}()
+}
+
+func roundTrip(ctx context.Context, h *Host, address, text string) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	conn, err := h.Dial(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	deadline, _ := ctx.Deadline()
+	conn.SetDeadline(deadline)
+	if _, err := conn.Write([]byte(text)); err != nil {
+		return err
+	}
+	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+		return err
+	}
+	got, err := io.ReadAll(conn)
+	if err == nil && string(got) != text {
+		return errors.New("echo is " + string(got))
+	}
+	return err
+}
+
+func TestHostsSpeakOverARouter(t *testing.T) {
+	p := newPair(t)
+	serveEcho(t, p.right, "198.51.100.2:7")
+	if err := roundTrip(t.Context(), p.left, "198.51.100.2:7", "hello"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The same address lives twice, and each side meets its own.
+func TestHostsDoNotMix(t *testing.T) {
+	lab := New(t)
+	for _, site := range []string{"one", "two"} {
+		host := lab.Host(site)
+		host.IP("address add 10.0.0.10/24 dev lo")
+		serveEcho(t, host, "10.0.0.10:80")
+		if err := roundTrip(t.Context(), host, "10.0.0.10:80", site); err != nil {
+			t.Errorf("on %q: %v", site, err)
+		}
+	}
+	// And the test's own namespace has neither.
+	if conn, err := net.Dial("tcp", "10.0.0.10:80"); err == nil {
+		conn.Close()
+		t.Error("the address of a host answers outside of it")
+	}
+}
+
+// Nothing leads out: the test binary itself sees a loopback and nothing else.
+func TestNothingLeadsOut(t *testing.T) {
+	Require(t)
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range interfaces {
+		if i.Flags&net.FlagLoopback == 0 && i.Flags&net.FlagUp != 0 {
+			t.Errorf("interface %s is up", i.Name)
+		}
+	}
+	conn, err := net.DialTimeout("udp", "192.0.2.99:9", time.Second)
+	if err == nil {
+		conn.Close()
+		t.Error("there is a route out of the namespace")
+	}
+}
+
+func TestCablePulledAndPutBack(t *testing.T) {
+	p := newPair(t)
+	serveEcho(t, p.right, "198.51.100.2:7")
+	p.cable.Down()
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if err := roundTrip(ctx, p.left, "198.51.100.2:7", "lost"); err == nil {
+		t.Fatal("a cable that is down carries data")
+	}
+	p.cable.Up()
+	if err := proc.Poll(t.Context(), func() error {
+		return roundTrip(t.Context(), p.left, "198.51.100.2:7", "back")
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestFilterDropsAndCounts(t *testing.T) {
+	p := newPair(t)
+	serveEcho(t, p.right, "198.51.100.2:7")
+	p.router.Filter("cut", `
+		counter lost { }
+		chain forward {
+			type filter hook forward priority 0
+			ip daddr 198.51.100.2 counter name lost drop
+		}`)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if err := roundTrip(ctx, p.left, "198.51.100.2:7", "lost"); err == nil {
+		t.Fatal("a dropped packet arrived")
+	}
+	if packets, bytes := p.router.Counter("cut", "lost"); packets == 0 || bytes == 0 {
+		t.Errorf("the counter has seen %d packets, %d bytes", packets, bytes)
+	}
+	p.router.Filter("cut", "")
+	if err := roundTrip(t.Context(), p.left, "198.51.100.2:7", "back"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A process on a host sees that host's addresses, as an ordinary person too.
+func TestProcessesRunOnTheirHost(t *testing.T) {
+	p := newPair(t)
+	ip := require.Tool(t, "ip", "iproute2")
+	for _, ordinary := range []bool{false, true} {
+		spec := proc.Spec{Path: ip, Args: []string{"-o", "-4", "address"}}
+		if ordinary {
+			spec.Attr, _, _ = Ordinary()
+		}
+		out := proc.Must(t, p.left, spec)
+		if !strings.Contains(out, "192.0.2.2/24") || strings.Contains(out, "198.51.100.2/24") {
+			t.Errorf("ordinary=%v: the process sees %q", ordinary, out)
+		}
+	}
+	id := require.Tool(t, "id", "coreutils")
+	attr, _, _ := Ordinary()
+	if out := proc.Must(t, p.left, proc.Spec{Path: id, Args: []string{"-u"}, Attr: attr}); strings.TrimSpace(out) == "0" {
+		t.Error("an ordinary process is root")
+	}
+}
+
+func TestDialRefusesNames(t *testing.T) {
+	lab := New(t)
+	if _, err := lab.Host("a").Dial(t.Context(), "tcp", "localhost:80"); err == nil {
+		t.Error("a name was dialled")
+	}
+}
