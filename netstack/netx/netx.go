@@ -58,6 +58,15 @@ type ReadWaiter interface {
 	WaitReadable() error
 }
 
+// FailureReporter is a stream that can say that it has failed without being
+// read: Failure returns the error (a reset, a time-out) that ended it from
+// outside, nil while it lives, has ended in order, or was closed by its owner.
+// It does not wait, takes no input, and may be called from any goroutine.
+// The relay asks while it is blocked in a write to the other side.
+type FailureReporter interface {
+	Failure() error
+}
+
 // What can become of a dial. The edge turns each into a flow's status, the
 // connector into the packet that answers the SYN.
 var (
