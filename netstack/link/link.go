@@ -1,0 +1,265 @@
+// Package link is the gVisor link endpoint of one NIC: the doorway between a
+// network's stack and the tunnel. Outgoing packets wait in a bounded queue
+// until the tunnel reads them, many a call, straight into WireGuard's buffers;
+// incoming packets are copied once into gVisor's own.
+//
+// Two rules keep the tunnel from deadlock (the stack's locks are held while
+// it writes, and the tunnel's while it delivers):
+//
+//   - Deliver never blocks. Answers that the stack makes inside it (RST, ICMP)
+//     are dropped and counted when the queue is full, and ICMP errors, whose
+//     handling takes the locks of sockets, are handed to a Deferrer.
+//   - Every other write blocks while the queue is full, so that a sender's TCP
+//     feels the tunnel's pace instead of losses; Close, and a session that is
+//     lost, wake the blocked.
+//
+// The package must never touch the content of a packet that it carries, and
+// never drop one without counting it.
+package link
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/warrenmesh/warren/netstack/drops"
+)
+
+// Why a packet was dropped.
+const (
+	WhyQueueFull  = "queue_full"   // an answer made inside Deliver found the queue full
+	WhyNoSession  = "no_session"   // the peer has no live session; staged packets would only be late
+	WhyClosed     = "closed"       // the NIC is going
+	WhyOversize   = "oversize"     // larger than the buffer it was to be read into
+	WhyDetached   = "detached"     // no stack is attached
+	WhyVersion    = "version"      // neither IPv4 nor IPv6
+	WhyErrorQueue = "icmp_backlog" // too many ICMP errors wait for the Deferrer
+)
+
+// Defaults of Config. A queue of 1 MiB is 6 ms at 1.4 Gbit/s: long enough to
+// keep the tunnel busy between two reads, short enough to add no delay that a
+// person could feel.
+const (
+	DefaultMaxPackets = 1024
+	DefaultMaxBytes   = 1 << 20
+)
+
+// Config of an Endpoint.
+type Config struct {
+	MTU        int       // largest IP packet, bytes; SetMTU changes it later
+	MaxPackets int       // bound of the outgoing queue, packets; default 1024
+	MaxBytes   int       // bound of the outgoing queue, bytes; default 1 MiB
+	Deferrer   *Deferrer // runs the handling of ICMP errors; required
+
+	// Ready is called, without a lock of the endpoint held, each time the
+	// queue goes from empty to not empty. It must not block.
+	Ready func()
+}
+
+// Endpoint is a stack.LinkEndpoint with a bounded outgoing queue. It carries
+// bare IP packets: no link header, no address. It starts closed to traffic:
+// until SetOpen(true), outgoing packets are dropped and counted.
+type Endpoint struct {
+	mtu      atomic.Uint32
+	cfg      Config
+	drops    drops.Counter
+	sentPkts atomic.Uint64
+
+	dispatcherMu sync.RWMutex
+	dispatcher   stack.NetworkDispatcher
+
+	mu     sync.Mutex
+	space  sync.Cond // signalled when the queue gets room, closes, or loses its session
+	queue  queue
+	open   bool
+	closed bool
+}
+
+var _ stack.LinkEndpoint = (*Endpoint)(nil)
+
+// New returns an endpoint to give to the stack's AddNIC.
+func New(cfg Config) *Endpoint {
+	if cfg.MaxPackets <= 0 {
+		cfg.MaxPackets = DefaultMaxPackets
+	}
+	if cfg.MaxBytes <= 0 {
+		cfg.MaxBytes = DefaultMaxBytes
+	}
+	e := &Endpoint{cfg: cfg}
+	e.mtu.Store(uint32(cfg.MTU))
+	e.space.L = &e.mu
+	return e
+}
+
+// WritePackets queues pkts for the tunnel; the stack calls it. It takes a
+// reference to each packet that it keeps and always reports all of them as
+// written: what it drops is counted here.
+func (e *Endpoint) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
+	n := 0
+	for _, pkt := range pkts.AsSlice() {
+		e.enqueue(pkt)
+		n++
+	}
+	return n, nil
+}
+
+// enqueue appends pkt, waiting for room unless pkt is an answer.
+func (e *Endpoint) enqueue(pkt *stack.PacketBuffer) {
+	e.mu.Lock()
+	for e.open && !e.closed && e.fullLocked(pkt.Size()) {
+		if isAnswer(pkt) {
+			e.mu.Unlock()
+			e.drops.Add(WhyQueueFull, 1)
+			return
+		}
+		e.space.Wait()
+	}
+	switch {
+	case e.closed:
+		e.mu.Unlock()
+		e.drops.Add(WhyClosed, 1)
+		return
+	case !e.open:
+		e.mu.Unlock()
+		e.drops.Add(WhyNoSession, 1)
+		return
+	}
+	wasEmpty := e.queue.len() == 0
+	e.queue.push(pkt.IncRef())
+	e.mu.Unlock()
+	if wasEmpty && e.cfg.Ready != nil {
+		e.cfg.Ready()
+	}
+}
+
+// fullLocked reports whether a packet of size bytes has no room. One packet
+// always fits an empty queue.
+func (e *Endpoint) fullLocked(size int) bool {
+	n := e.queue.len()
+	return n >= e.cfg.MaxPackets || n > 0 && e.queue.bytes+size > e.cfg.MaxBytes
+}
+
+// isAnswer reports whether pkt is of a kind that the stack makes while it
+// handles an incoming packet: RST and ICMP. Only these must not block, since
+// the goroutine that wrote them may be the one that delivers.
+func isAnswer(pkt *stack.PacketBuffer) bool {
+	switch pkt.TransportProtocolNumber {
+	case header.ICMPv4ProtocolNumber, header.ICMPv6ProtocolNumber:
+		return true
+	case header.TCPProtocolNumber:
+		tcp := header.TCP(pkt.TransportHeader().Slice())
+		return len(tcp) >= header.TCPMinimumSize && tcp.Flags().Contains(header.TCPFlagRst)
+	case header.UDPProtocolNumber:
+		return false
+	}
+	// A packet that was written raw: nobody waits for it.
+	return true
+}
+
+// Read moves packets out of the queue: packet i into bufs[i][offset:], its
+// length into sizes[i]. It returns how many, 0 when the queue is empty, and
+// never blocks. Packets that do not fit are dropped and counted.
+func (e *Endpoint) Read(bufs [][]byte, sizes []int, offset int) int {
+	var taken [32]*stack.PacketBuffer
+	n := 0
+	for n < len(bufs) {
+		batch := e.take(taken[:min(len(taken), len(bufs)-n)])
+		if len(batch) == 0 {
+			break
+		}
+		for i, pkt := range batch {
+			if size := pkt.Size(); size > len(bufs[n])-offset {
+				e.drops.Add(WhyOversize, 1)
+			} else {
+				copyPacket(bufs[n][offset:], pkt)
+				sizes[n] = size
+				n++
+			}
+			pkt.DecRef()
+			batch[i] = nil
+		}
+	}
+	e.sentPkts.Add(uint64(n))
+	return n
+}
+
+// take pops up to len(dst) packets; their references pass to the caller.
+func (e *Endpoint) take(dst []*stack.PacketBuffer) []*stack.PacketBuffer {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	n := 0
+	for n < len(dst) && e.queue.len() > 0 {
+		dst[n] = e.queue.pop()
+		n++
+	}
+	if n > 0 {
+		e.space.Broadcast()
+	}
+	return dst[:n]
+}
+
+// copyPacket writes the whole of pkt to the front of b without allocating.
+func copyPacket(b []byte, pkt *stack.PacketBuffer) {
+	views, skip := pkt.AsViewList()
+	at := 0
+	for v := views.Front(); v != nil; v = v.Next() {
+		s := v.AsSlice()
+		if skip >= len(s) {
+			skip -= len(s)
+			continue
+		}
+		at += copy(b[at:], s[skip:])
+		skip = 0
+	}
+}
+
+// Len returns how many packets wait.
+func (e *Endpoint) Len() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.queue.len()
+}
+
+// SetOpen tells the endpoint whether the peer has a live session. While it
+// has none, what waits is dropped and so is what comes: packets staged for a
+// peer that is gone would only be late.
+func (e *Endpoint) SetOpen(open bool) {
+	e.mu.Lock()
+	e.open = open
+	dropped := 0
+	if !open {
+		dropped = e.drainLocked()
+	}
+	e.space.Broadcast()
+	e.mu.Unlock()
+	if dropped > 0 {
+		e.drops.Add(WhyNoSession, uint64(dropped))
+	}
+}
+
+// Close wakes blocked writers and drops what waits. The stack calls it when
+// the NIC is removed; calling it again does nothing.
+func (e *Endpoint) Close() {
+	e.mu.Lock()
+	e.closed = true
+	dropped := e.drainLocked()
+	e.space.Broadcast()
+	e.mu.Unlock()
+	if dropped > 0 {
+		e.drops.Add(WhyClosed, uint64(dropped))
+	}
+}
+
+func (e *Endpoint) drainLocked() int {
+	n := e.queue.len()
+	for e.queue.len() > 0 {
+		e.queue.pop().DecRef()
+	}
+	return n
+}
+
+// Drops calls yield with every reason for which this endpoint dropped.
+func (e *Endpoint) Drops(yield func(why string, n uint64)) { e.drops.Each(yield) }

@@ -1,0 +1,57 @@
+package link
+
+import (
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+// The rest of stack.LinkEndpoint: what a link without header, address or
+// goroutine has to say.
+
+// MTU is the largest IP packet that the path to the peer takes now, bytes.
+func (e *Endpoint) MTU() uint32 { return e.mtu.Load() }
+
+// SetMTU changes it; live flows follow, since the stack asks for each packet.
+func (e *Endpoint) SetMTU(mtu uint32) { e.mtu.Store(mtu) }
+
+// Capabilities: checksums are computed and verified by the stack, always.
+func (e *Endpoint) Capabilities() stack.LinkEndpointCapabilities { return stack.CapabilityNone }
+
+// Attach takes the stack's dispatcher; nil when the NIC is removed.
+func (e *Endpoint) Attach(dispatcher stack.NetworkDispatcher) {
+	e.dispatcherMu.Lock()
+	defer e.dispatcherMu.Unlock()
+	e.dispatcher = dispatcher
+}
+
+// IsAttached reports whether a stack is attached.
+func (e *Endpoint) IsAttached() bool {
+	e.dispatcherMu.RLock()
+	defer e.dispatcherMu.RUnlock()
+	return e.dispatcher != nil
+}
+
+// MaxHeaderLength is 0: there is no link header.
+func (e *Endpoint) MaxHeaderLength() uint16 { return 0 }
+
+// LinkAddress is empty: there is no link address.
+func (e *Endpoint) LinkAddress() tcpip.LinkAddress { return "" }
+
+// SetLinkAddress does nothing.
+func (e *Endpoint) SetLinkAddress(tcpip.LinkAddress) {}
+
+// ARPHardwareType is none.
+func (e *Endpoint) ARPHardwareType() header.ARPHardwareType { return header.ARPHardwareNone }
+
+// AddHeader does nothing: there is no link header.
+func (e *Endpoint) AddHeader(*stack.PacketBuffer) {}
+
+// ParseHeader accepts every packet: there is no link header.
+func (e *Endpoint) ParseHeader(*stack.PacketBuffer) bool { return true }
+
+// Wait returns at once: the endpoint has no goroutine.
+func (e *Endpoint) Wait() {}
+
+// SetOnCloseAction does nothing: there is no device to destroy.
+func (e *Endpoint) SetOnCloseAction(func()) {}
