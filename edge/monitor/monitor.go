@@ -1,0 +1,220 @@
+// Package monitor checks endpoints actively and keeps a verdict on each.
+//
+// New makes a Monitor with the dialer that its checks use, Apply tells it what
+// to watch, and Up answers from memory for the balancer. Each check runs on
+// its own goroutine, begins as soon as it is applied, and is shared by all the
+// pools that ask the same of the same endpoint. Stop ends them all and waits.
+//
+// An endpoint is unknown until its first check ends, and unknown is not up:
+// nobody may be sent to a place that nobody has seen. The first answer settles
+// it, and from then on Rise and Fall answers in a row turn it over:
+//
+//	         first check passes              Fall checks fail
+//	unknown ────────────────────▶    up    ──────────────────▶   down
+//	   │ ▲                            ▲                           │ ▲
+//	   │ │ no live connector          └─────── Rise checks pass ──┘ │
+//	   │ └──── (from up and from down)          after the hold      │
+//	   └──────────────── first check fails ─────────────────────────┘
+//
+// Where no connector serves the network nothing is learnt about the endpoint:
+// it is unknown again, and one good check after the connector's return is
+// enough. An endpoint that goes down soon after it came up is flapping: it must
+// stay well for a hold time, which doubles, before it is up again.
+//
+// A check never carries payload and leaves no socket behind: it aborts the
+// connection that it opened.
+package monitor
+
+import (
+	"context"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// DialFunc opens a TCP connection to addr in the virtual network. It honours
+// ctx, returns only once the endpoint has accepted, and its failures wrap the
+// Err values of netx.
+type DialFunc func(ctx context.Context, network string, addr netip.AddrPort) (net.Conn, error)
+
+// State is what is known of an endpoint.
+type State string
+
+const (
+	StateUnknown State = "unknown" // no check has told anything yet; counts as down
+	StateUp      State = "up"
+	StateDown    State = "down"
+)
+
+// Change is an endpoint's move from one state to another.
+type Change struct {
+	Target // where several monitors share the check, the first of them by name
+	From   State
+	To     State
+	Why    string // what the last check said
+	At     time.Time
+}
+
+// Result is the verdict on one target.
+type Result struct {
+	Target
+	State     State
+	Why       string        // why it is not up; empty while it is up
+	LastError string        // of the last check; empty if it passed
+	RTT       time.Duration // connect time of the last check that passed; 0 if none has
+	Since     time.Time     // when State was entered
+	Checked   time.Time     // when the last check ended; zero before the first
+}
+
+// Deps is what a Monitor works with.
+type Deps struct {
+	// Dial makes the connection of a check. Required.
+	Dial DialFunc
+	// OnChange, if set, hears of each change of state exactly once, changes
+	// of one endpoint in their order. It is called from the check's own
+	// goroutine, which it must not hold up for long, and must not call Apply
+	// or Stop.
+	OnChange func(Change)
+	// Concurrency bounds how many checks dial at one time. Default 256: dead
+	// endpoints hold a place for a whole timeout each, and must not keep
+	// others from their turn.
+	Concurrency int
+}
+
+// defaultConcurrency: 1,000 dead endpoints with the default timeout of 2 s
+// then take 8 s a round.
+const defaultConcurrency = 256
+
+// Monitor runs the checks. The zero value is not usable; call New.
+type Monitor struct {
+	deps   Deps
+	places chan struct{} // one token for each check that dials
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // one for each check's goroutine
+
+	view atomic.Pointer[map[Target]*check] // what Up and Snapshot read; never written to
+
+	mu      sync.Mutex // serialises Prepare, Commit, Rollback and Stop
+	checks  map[identity]*check
+	pending bool // a Pending is open
+	stopped bool
+}
+
+// identity is what makes two checks the same: the place, and every setting
+// but the monitor's name.
+type identity struct {
+	network string
+	addr    netip.AddrPort
+	spec    Spec // without its Name
+}
+
+// New returns a Monitor that watches nothing yet.
+func New(deps Deps) *Monitor {
+	if deps.Concurrency <= 0 {
+		deps.Concurrency = defaultConcurrency
+	}
+	m := &Monitor{
+		deps:   deps,
+		places: make(chan struct{}, deps.Concurrency),
+		checks: make(map[identity]*check),
+	}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	m.view.Store(&map[Target]*check{})
+	return m
+}
+
+// Up reports whether the target is up, and why it is not. It reads memory
+// only, and allocates nothing.
+func (m *Monitor) Up(network string, addr netip.AddrPort, monitor string) (up bool, why string) {
+	c := (*m.view.Load())[Target{Network: network, Addr: addr, Monitor: monitor}]
+	if c == nil {
+		return false, "not monitored yet"
+	}
+	v := c.verdict.Load()
+	return v.state == StateUp, v.why
+}
+
+// Snapshot returns the verdict on every target, sorted by network, address
+// and monitor.
+func (m *Monitor) Snapshot() []Result {
+	view := *m.view.Load()
+	list := make([]Result, 0, len(view))
+	for target, c := range view {
+		v := c.verdict.Load()
+		list = append(list, Result{
+			Target: target, State: v.state, Why: v.why, LastError: v.lastErr,
+			RTT: v.rtt, Since: v.since, Checked: v.checked,
+		})
+	}
+	slices.SortFunc(list, func(a, b Result) int { return compareTargets(a.Target, b.Target) })
+	return list
+}
+
+func compareTargets(a, b Target) int {
+	if order := strings.Compare(a.Network, b.Network); order != 0 {
+		return order
+	}
+	if order := a.Addr.Compare(b.Addr); order != 0 {
+		return order
+	}
+	return strings.Compare(a.Monitor, b.Monitor)
+}
+
+// Recheck lets every target of the network be checked at once instead of at
+// its time, as is wise when a connector of the network comes up.
+func (m *Monitor) Recheck(network string) {
+	for target, c := range *m.view.Load() {
+		if target.Network == network {
+			c.hurry()
+		}
+	}
+}
+
+// Apply makes targets all that is watched: new ones begin, unchanged ones go
+// on with their state, the rest end. It is Prepare and Commit in one.
+func (m *Monitor) Apply(specs []Spec, targets []Target) error {
+	change, err := m.Prepare(specs, targets)
+	if err != nil {
+		return err
+	}
+	change.Commit()
+	return nil
+}
+
+// Stop ends every check and waits for them. OnChange is not called after it
+// returns. Verdicts stay readable; Apply fails.
+func (m *Monitor) Stop() {
+	m.mu.Lock()
+	m.stopped = true
+	m.mu.Unlock()
+	m.cancel()
+	m.wg.Wait()
+}
+
+// startLocked runs c on a goroutine that ends with c's or the Monitor's ctx.
+func (m *Monitor) startLocked(c *check) {
+	c.ctx, c.cancel = context.WithCancel(m.ctx)
+	m.wg.Go(func() {
+		defer close(c.done)
+		defer c.cancel()
+		c.run(m.deps, m.places)
+	})
+}
+
+// startDelay spreads the first checks of a load, so that they do not leave in
+// one burst, and stays small enough that nobody waits for the first verdict.
+func startDelay(interval time.Duration) time.Duration {
+	return rand.N(min(interval/10, 250*time.Millisecond) + 1)
+}
+
+// pause is the time to the next check: the interval, give or take a tenth, so
+// that checks that began together drift apart.
+func pause(interval time.Duration) time.Duration {
+	return interval - interval/10 + rand.N(interval/5+1)
+}
