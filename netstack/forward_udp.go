@@ -1,0 +1,245 @@
+package netstack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+	"gvisor.dev/gvisor/pkg/waiter"
+
+	"github.com/warrenmesh/warren/netstack/netx"
+)
+
+// pendingBytes bounds what is kept of a flow's datagrams until its handler
+// has answered: four of the largest.
+const pendingBytes = 256 << 10
+
+// whyPendingBytes: too many datagrams of a flow came before its handler
+// answered.
+const whyPendingBytes = "udp_pending_bytes"
+
+// ForwardUDPConfig says what becomes of datagrams that belong to no flow.
+type ForwardUDPConfig struct {
+	// Handler is called for the first datagram of each flow, under the terms
+	// of ForwardTCPConfig.Handler. Datagrams that follow before it answers are
+	// kept with the first.
+	Handler func(*UDPRequest)
+
+	Pending      int // per destination; default DefaultPending
+	PendingTotal int // default DefaultPendingTotal
+}
+
+type udpForwarder struct {
+	stack *Stack
+
+	mu      sync.Mutex // guards what follows, and each request's datagrams
+	cfg     ForwardUDPConfig
+	pending map[flowKey]*UDPRequest
+	perDest map[netip.AddrPort]int
+}
+
+func (f *udpForwarder) init(s *Stack) {
+	f.stack = s
+	f.pending = make(map[flowKey]*UDPRequest)
+	f.perDest = make(map[netip.AddrPort]int)
+	if s.cfg.Promiscuous {
+		s.gv.SetTransportProtocolHandler(udp.ProtocolNumber, f.handlePacket)
+	}
+}
+
+// ForwardUDP sets what becomes of UDP flows that arrive at a promiscuous
+// stack; until then they are unreachable. It may be called again.
+func (s *Stack) ForwardUDP(cfg ForwardUDPConfig) error {
+	if !s.cfg.Promiscuous || cfg.Handler == nil {
+		return errors.New("forwarding UDP: a promiscuous stack and a handler are required")
+	}
+	if cfg.Pending <= 0 {
+		cfg.Pending = DefaultPending
+	}
+	if cfg.PendingTotal <= 0 {
+		cfg.PendingTotal = DefaultPendingTotal
+	}
+	s.udp.mu.Lock()
+	defer s.udp.mu.Unlock()
+	s.udp.cfg = cfg
+	return nil
+}
+
+// handlePacket gets every datagram that belongs to no endpoint. It runs
+// inside delivery and must not block.
+func (f *udpForwarder) handlePacket(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	if !validUDP(pkt) {
+		f.stack.drops.Add(whyMalformed, 1)
+		return true
+	}
+	nic := f.stack.nic(pkt.NICID)
+	if nic == nil {
+		f.stack.drops.Add(whyGone, 1)
+		return true
+	}
+	r, why := f.admit(keyOf(protoUDP, id), nic, id, pkt)
+	if why != "" {
+		f.stack.drops.Add(why, 1)
+		if why != whyPendingBytes {
+			nic.writeUnreachable(quote(pkt), netx.ErrUnreachable)
+		}
+		return true
+	}
+	if r != nil && !f.stack.spawn(func() { f.run(r) }) {
+		f.release(r)
+	}
+	return true
+}
+
+// validUDP checks a datagram as its endpoint would, before it makes a flow.
+func validUDP(pkt *stack.PacketBuffer) bool {
+	h, ip := header.UDP(pkt.TransportHeader().Slice()), pkt.Network()
+	length, sum := header.UDPValid(h, func() uint16 { return pkt.Data().Checksum() }, uint16(pkt.Data().Size()),
+		pkt.NetworkProtocolNumber, ip.SourceAddress(), ip.DestinationAddress(), false)
+	return length && sum
+}
+
+// admit keeps the datagram: in the flow that it belongs to by now, with the
+// request that waits, or in a new request, which it returns.
+func (f *udpForwarder) admit(key flowKey, nic *NIC, id stack.TransportEndpointID, pkt *stack.PacketBuffer) (*UDPRequest, string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if r := f.pending[key]; r != nil {
+		if r.bytes >= pendingBytes {
+			return nil, whyPendingBytes
+		}
+		r.bytes += pkt.Data().Size() + header.UDPMinimumSize
+		r.datagrams = append(r.datagrams, pkt.Clone())
+		return nil, ""
+	}
+	// The flow may have been accepted after the demultiplexer looked for it:
+	// a request leaves pending only once its endpoint is registered.
+	if ep := f.stack.gv.FindTransportEndpoint(pkt.NetworkProtocolNumber, udp.ProtocolNumber, id, nic.id); ep != nil {
+		ep.HandlePacket(id, pkt)
+		return nil, ""
+	}
+	switch {
+	case f.cfg.Handler == nil:
+		return nil, whyNoForwarder
+	case len(f.pending) >= f.cfg.PendingTotal:
+		return nil, whyPendingAll
+	case f.perDest[key.local] >= f.cfg.Pending:
+		return nil, whyPending
+	}
+	r := &UDPRequest{key: key, nic: nic, id: id, forwarder: f, handler: f.cfg.Handler, quoted: quote(pkt)}
+	r.bytes = pkt.Data().Size() + header.UDPMinimumSize
+	r.datagrams = []*stack.PacketBuffer{pkt.Clone()}
+	f.pending[key] = r
+	f.perDest[key.local]++
+	return r, ""
+}
+
+func (f *udpForwarder) run(r *UDPRequest) {
+	r.handler(r)
+	r.Reject(netx.ErrUnreachable)
+}
+
+// release takes r out of those that wait and drops what it kept.
+func (f *udpForwarder) release(r *UDPRequest) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.releaseLocked(r)
+}
+
+func (f *udpForwarder) releaseLocked(r *UDPRequest) {
+	if f.pending[r.key] != r {
+		return
+	}
+	for _, pkt := range r.datagrams {
+		pkt.DecRef()
+	}
+	r.datagrams = nil
+	delete(f.pending, r.key)
+	if f.perDest[r.key.local]--; f.perDest[r.key.local] == 0 {
+		delete(f.perDest, r.key.local)
+	}
+}
+
+// UDPRequest is a new UDP flow that waits for an answer. One goroutine at a
+// time may use it.
+type UDPRequest struct {
+	key       flowKey // local is the destination
+	nic       *NIC
+	id        stack.TransportEndpointID
+	forwarder *udpForwarder
+	handler   func(*UDPRequest)
+	quoted    []byte
+	answered  bool
+
+	bytes     int                   // guarded by forwarder.mu
+	datagrams []*stack.PacketBuffer // guarded by forwarder.mu; a reference each
+}
+
+// Source is who sent the datagram.
+func (r *UDPRequest) Source() netip.AddrPort { return r.key.remote }
+
+// Destination is whom it was sent to.
+func (r *UDPRequest) Destination() netip.AddrPort { return r.key.local }
+
+// NIC is the NIC that it came through.
+func (r *UDPRequest) NIC() *NIC { return r.nic }
+
+// Context ends when the NIC is removed or the Stack closed.
+func (r *UDPRequest) Context() context.Context { return r.nic.ctx }
+
+// Accept makes the flow's conn. The datagrams that came so far are its first.
+func (r *UDPRequest) Accept() (*UDPConn, error) {
+	if r.answered {
+		return nil, errors.New("accepting a UDP flow: the request was answered already")
+	}
+	r.answered = true
+	defer r.forwarder.release(r)
+	c, err := r.accept()
+	if err != nil {
+		return nil, fmt.Errorf("accepting a UDP flow from %q to %q: %w", r.key.remote, r.key.local, err)
+	}
+	return c, nil
+}
+
+func (r *UDPRequest) accept() (*UDPConn, error) {
+	f := r.forwarder
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	// Under the lock nothing more is kept. CreateEndpoint registers the flow
+	// and delivers the first datagram; the rest follow it by hand.
+	wq := new(waiter.Queue)
+	ep, terr := udp.NewForwarderRequest(f.stack.gv, r.id, r.datagrams[0]).CreateEndpoint(wq)
+	if terr != nil {
+		return nil, errnoOf(terr)
+	}
+	tuneMTU(ep)
+	c := newUDPConn(r.nic, ep, wq)
+	c.key = r.key
+	c.watch()
+	if !r.nic.index.add(c.key, c) {
+		c.Abort()
+		return nil, ErrAborted
+	}
+	for _, pkt := range r.datagrams[1:] {
+		ep.(stack.TransportEndpoint).HandlePacket(r.id, pkt)
+	}
+	f.releaseLocked(r)
+	return c, nil
+}
+
+// Reject answers with an ICMP error that quotes the first datagram: port
+// unreachable for netx.ErrRefused, net unreachable for ErrTimedOut, host
+// unreachable for everything else. After an answer was given it does nothing.
+func (r *UDPRequest) Reject(cause error) {
+	if r.answered {
+		return
+	}
+	r.answered = true
+	r.nic.writeUnreachable(r.quoted, netx.Classify(cause))
+	r.forwarder.release(r)
+}

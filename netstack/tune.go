@@ -1,0 +1,110 @@
+package netstack
+
+import (
+	"errors"
+	"fmt"
+	oldrand "math/rand"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+)
+
+// Tuning. Buffer sizes are limits, not allocations: an idle conn holds none.
+const (
+	tcpReceiveMin, tcpReceiveDefault, tcpReceiveMax = 4 << 10, 512 << 10, 16 << 20 // half of it is advertised
+	tcpSendMin, tcpSendDefault, tcpSendMax          = 4 << 10, 256 << 10, 8 << 20  // grows with the congestion window
+
+	udpBuffer    = 512 << 10 // eight of the largest datagrams, each way
+	udpBufferMax = 4 << 20
+
+	// edgeTimeWait is short because the edge's ports are the scarce thing:
+	// 60 s would allow 825 connects a second to one address. It cannot be
+	// zero: late segments of the old flow must meet TIME_WAIT, not a new one.
+	edgeTimeWait = time.Second
+
+	// orphanTimeout is how long a conn that its owner closed waits for the
+	// peer's FIN.
+	orphanTimeout = 20 * time.Second
+
+	// keepalive finds a peer that vanished while the tunnel stayed up (a
+	// kernel router's origin); a connector or an edge that dies is found
+	// within seconds by the tunnel itself.
+	keepaliveIdle     = 5 * time.Minute
+	keepaliveInterval = 30 * time.Second
+	keepaliveCount    = 4
+
+	// firstPort to lastPort are the local ports of dialled flows.
+	firstPort, lastPort = 16384, 65535
+)
+
+// tune sets the options of a fresh stack. Loss recovery is RACK, gVisor's
+// default; the alternative (0: SACK and three duplicates) is to be compared
+// under loss before it is changed. Congestion control is Reno likewise.
+func tune(gv *stack.Stack, promiscuous bool) error {
+	sack := tcpip.TCPSACKEnabled(true)
+	moderate := tcpip.TCPModerateReceiveBufferOption(true)
+	delay := tcpip.TCPDelayEnabled(false)
+	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: tcpReceiveMin, Default: tcpReceiveDefault, Max: tcpReceiveMax}
+	send := tcpip.TCPSendBufferSizeRangeOption{Min: tcpSendMin, Default: tcpSendDefault, Max: tcpSendMax}
+	linger := tcpip.TCPLingerTimeoutOption(orphanTimeout)
+	timeWait := tcpip.TCPTimeWaitTimeoutOption(edgeTimeWait)
+	reuse := tcpip.TCPTimeWaitReuseGlobal
+	if promiscuous {
+		// A SYN that meets TIME_WAIT goes only to a listener; a forwarder is
+		// none, so the SYN would vanish and the dial stall for a second.
+		timeWait = 0
+	}
+	options := []tcpip.SettableTransportProtocolOption{&sack, &moderate, &delay, &receive, &send, &linger, &timeWait, &reuse}
+	for _, option := range options {
+		if err := gv.SetTransportProtocolOption(tcp.ProtocolNumber, option); err != nil {
+			return fmt.Errorf("setting %T: %s", option, err)
+		}
+	}
+	for _, option := range []any{
+		tcpip.SendBufferSizeOption{Min: 4 << 10, Default: udpBuffer, Max: udpBufferMax},
+		tcpip.ReceiveBufferSizeOption{Min: 4 << 10, Default: udpBuffer, Max: udpBufferMax},
+	} {
+		if err := gv.SetOption(option); err != nil {
+			return fmt.Errorf("setting %T: %s", option, err)
+		}
+	}
+	if err := gv.SetPortRange(firstPort, lastPort); err != nil {
+		return errors.New(err.String())
+	}
+	return nil
+}
+
+// tuneTCP sets what belongs to one endpoint. Without DF a segment that the
+// path has become too small for is fragmented instead of lost (the packets
+// then also carry an IP id, which reassembly needs).
+func tuneTCP(ep tcpip.Endpoint) {
+	tuneMTU(ep)
+	idle := tcpip.KeepaliveIdleOption(keepaliveIdle)
+	interval := tcpip.KeepaliveIntervalOption(keepaliveInterval)
+	ep.SetSockOpt(&idle)
+	ep.SetSockOpt(&interval)
+	ep.SetSockOptInt(tcpip.KeepaliveCountOption, keepaliveCount)
+	ep.SocketOptions().SetKeepAlive(true)
+}
+
+// tuneMTU turns path MTU discovery off. With it gVisor sets DF and with DF an
+// IP id of 0 in every fragment, so that fragments of two datagrams between
+// the same hosts would be taken for one.
+func tuneMTU(ep tcpip.Endpoint) {
+	ep.SetSockOptInt(tcpip.MTUDiscoverOption, int(tcpip.PMTUDiscoveryDont))
+}
+
+// networkProtocol returns gVisor's number of the address's family.
+func networkProtocol(is4 bool) tcpip.NetworkProtocolNumber {
+	if is4 {
+		return ipv4.ProtocolNumber
+	}
+	return ipv6.ProtocolNumber
+}
+
+// rand2 is a generator of the old package over the runtime's source.
+func rand2() *oldrand.Rand { return oldrand.New(randSource{}) }
