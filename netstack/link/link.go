@@ -63,10 +63,9 @@ type Config struct {
 // bare IP packets: no link header, no address. It starts closed to traffic:
 // until SetOpen(true), outgoing packets are dropped and counted.
 type Endpoint struct {
-	mtu      atomic.Uint32
-	cfg      Config
-	drops    drops.Counter
-	sentPkts atomic.Uint64
+	mtu   atomic.Uint32
+	cfg   Config
+	drops drops.Counter
 
 	dispatcherMu sync.RWMutex
 	dispatcher   stack.NetworkDispatcher
@@ -182,7 +181,6 @@ func (e *Endpoint) Read(bufs [][]byte, sizes []int, offset int) int {
 			batch[i] = nil
 		}
 	}
-	e.sentPkts.Add(uint64(n))
 	return n
 }
 

@@ -1,0 +1,139 @@
+package tunnel
+
+import (
+	"os"
+	"sync"
+	"time"
+
+	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/warrenmesh/warren/netstack/shim"
+)
+
+// wire is the tun.Device that wireguard-go reads from and writes to: on one
+// side the peers' packets, on the other the outbox and the links.
+//
+// Write must never block: wireguard-go waits for it while it holds the lock
+// that senders need.
+type wire struct {
+	t      *Tunnel
+	events chan tun.Event
+	once   sync.Once
+}
+
+var _ tun.Device = (*wire)(nil)
+
+func newWire(t *Tunnel) *wire { return &wire{t: t, events: make(chan tun.Event)} }
+
+// batchSize is how many packets wireguard-go reads and writes a call, at most.
+// Its receiving goroutines hold this many buffers of 64 KiB each.
+const batchSize = 128
+
+func (w *wire) File() *os.File           { return nil }
+func (w *wire) MTU() (int, error)        { return maxPathMTU - outerOverhead4, nil }
+func (w *wire) Name() (string, error)    { return "warren", nil }
+func (w *wire) Events() <-chan tun.Event { return w.events }
+func (w *wire) BatchSize() int           { return batchSize }
+
+// Close ends Read. wireguard-go calls it once, Tunnel.Close through it.
+func (w *wire) Close() error {
+	w.once.Do(func() {
+		close(w.events)
+		w.t.outbox.close()
+	})
+	return nil
+}
+
+// Read waits for packets to send.
+func (w *wire) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	return w.t.outbox.read(bufs, sizes, offset)
+}
+
+// Write takes packets that wireguard-go decrypted; their outer source is
+// authenticated as the peer's. Consecutive packets for one peer are delivered
+// together.
+func (w *wire) Write(bufs [][]byte, offset int) (int, error) {
+	now := time.Now()
+	var (
+		run  [batchSize][]byte
+		n    int
+		from *Peer
+	)
+	flush := func() {
+		if n > 0 {
+			from.link.Deliver(run[:n])
+			clear(run[:n])
+			n = 0
+		}
+	}
+	for _, b := range bufs {
+		peer, inner := w.t.admit(b[offset:], now)
+		if inner == nil {
+			continue
+		}
+		if peer != from || n == len(run) {
+			flush()
+			from = peer
+		}
+		run[n] = inner
+		n++
+	}
+	flush()
+	return len(bufs), nil
+}
+
+// admit takes one decrypted packet apart. It returns the inner packet and the
+// peer whose stack it may enter, or handles the packet itself and returns nil.
+func (t *Tunnel) admit(b []byte, now time.Time) (*Peer, []byte) {
+	outer, why := shim.Parse(b)
+	if why != shim.OK {
+		t.refused.Add(string(why), 1)
+		return nil, nil
+	}
+	p := t.peerAt(outer.Src)
+	if p == nil {
+		t.refused.Add(string(WhyUnknownPeer), 1)
+		return nil, nil
+	}
+	p.heard(now, len(b))
+	if outer.Dst != t.overlay {
+		t.refused.Add(string(WhyNotForUs), 1)
+		return nil, nil
+	}
+	if !outer.Shimmed() {
+		t.overlayPacket(p, outer, b[:shim.HeaderLen+len(outer.Payload)], now)
+		return nil, nil
+	}
+	in, why := shim.ParseInner(outer.Inner)
+	if why == shim.OK {
+		why = t.check(p, in)
+	}
+	if why != shim.OK {
+		t.refused.Add(string(why), 1)
+		return nil, nil
+	}
+	t.admitted.Add(1)
+	return p, outer.Inner
+}
+
+// overlayPacket handles what came without a shim. Only echoes are served here;
+// an overlay packet never reaches a network's stack.
+func (t *Tunnel) overlayPacket(p *Peer, outer shim.Packet, b []byte, now time.Time) {
+	if outer.NextHeader != protoICMP6 {
+		t.refused.Add(string(WhyOverlay), 1)
+		return
+	}
+	e, ok := parseEcho(b, outer.Src, outer.Dst)
+	if !ok {
+		t.refused.Add(string(WhyOverlay), 1)
+		return
+	}
+	if e.reply {
+		p.echoReply(e, len(b), now)
+		return
+	}
+	if e.ours {
+		p.introduced(e)
+	}
+	t.outbox.control(appendReply(nil, b, t.overlay, p.overlay))
+}

@@ -1,0 +1,374 @@
+package tunnel
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"os"
+	"sync"
+	"time"
+
+	"golang.zx2c4.com/wireguard/device"
+
+	"github.com/warrenmesh/warren/netstack/drops"
+	"github.com/warrenmesh/warren/netstack/shim"
+)
+
+// Bounds of what is in flight inside wireguard-go, between the read that
+// handed a packet over and the send of its datagram. Its own queues would hold
+// 1,024 batches a peer, in buffers of 64 KiB from pools without a limit.
+const (
+	maxInFlight     = 1024
+	maxInFlightPeer = 256
+	// creditExpiry bounds how long a packet that wireguard-go dropped
+	// silently (no session, peer stopped) counts as in flight.
+	creditExpiry = 100 * time.Millisecond
+	// quantum is how many packets one peer gives before the next has a turn.
+	quantum = 64
+	// maxControl bounds the echoes that wait to be sent.
+	maxControl = 1024
+)
+
+// Why the outbox dropped.
+const whyControlFull = "control_full"
+
+// outbox is the way out: it decides which packets wireguard-go reads next.
+// Echoes go first, then the peers whose links hold packets, in turn, each
+// within its credit.
+//
+// Ownership: read is called by wireguard-go's one reading goroutine; ready and
+// control by anyone; sent by the goroutines that send. None of them blocks but
+// read.
+type outbox struct {
+	self  netip.Addr
+	magic uint16 // marks the tags of this tunnel
+	drops drops.Counter
+
+	wake   chan struct{} // capacity 1: there may be something to read
+	closed chan struct{}
+
+	mu       sync.Mutex
+	turn     []*lane // lanes with packets and credit, the next first
+	parked   []*lane // lanes with packets that wait for credit
+	echoes   [][]byte
+	lanes    map[uint32]*lane
+	lastSlot uint32
+	inFlight int
+}
+
+// lane is one peer's place in the outbox; its fields belong to outbox.mu.
+type lane struct {
+	link    packetSource
+	overlay netip.Addr
+	slot    uint32
+
+	listed   bool // in turn or parked, or being read
+	inFlight int
+	epoch    uint16    // raised when credit expires, so that late returns are ignored
+	progress time.Time // of the last packet handed over or sent
+}
+
+// packetSource is what a lane reads: link.Endpoint.
+type packetSource interface {
+	Read(bufs [][]byte, sizes []int, offset int) int
+}
+
+func newOutbox(self netip.Addr, magic uint16) *outbox {
+	return &outbox{
+		self:   self,
+		magic:  magic,
+		wake:   make(chan struct{}, 1),
+		closed: make(chan struct{}),
+		lanes:  make(map[uint32]*lane),
+	}
+}
+
+// add gives a peer its lane; its packets come from link.
+func (o *outbox) add(link packetSource, overlay netip.Addr) *lane {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for {
+		o.lastSlot++
+		if _, taken := o.lanes[o.lastSlot]; !taken {
+			break
+		}
+	}
+	l := &lane{link: link, overlay: overlay, slot: o.lastSlot}
+	o.lanes[l.slot] = l
+	return l
+}
+
+// remove forgets a lane and gives back its credit.
+func (o *outbox) remove(l *lane) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.lanes, l.slot)
+	o.inFlight -= l.inFlight
+	l.inFlight = 0
+	o.unparkLocked()
+}
+
+// ready says that l's link has packets.
+func (o *outbox) ready(l *lane) {
+	o.mu.Lock()
+	if !l.listed {
+		l.listed = true
+		o.turn = append(o.turn, l)
+	}
+	o.mu.Unlock()
+	o.signal()
+}
+
+// control queues one whole overlay packet, which must not be used afterwards.
+func (o *outbox) control(packet []byte) {
+	o.mu.Lock()
+	full := len(o.echoes) >= maxControl
+	if !full {
+		o.echoes = append(o.echoes, packet)
+	}
+	o.mu.Unlock()
+	if full {
+		o.drops.Add(whyControlFull, 1)
+		return
+	}
+	o.signal()
+}
+
+func (o *outbox) signal() {
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+// flushed waits until the echoes have been read, at most limit.
+func (o *outbox) flushed(limit time.Duration) {
+	deadline := time.Now().Add(limit)
+	for time.Now().Before(deadline) {
+		o.mu.Lock()
+		n := len(o.echoes)
+		o.mu.Unlock()
+		if n == 0 {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// close makes read return os.ErrClosed; call it once.
+func (o *outbox) close() { close(o.closed) }
+
+// read waits until there is something to send and fills bufs, as tun.Device's
+// Read does: each packet whole, with its outer header, from offset on.
+func (o *outbox) read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	for {
+		select {
+		case <-o.closed:
+			return 0, os.ErrClosed
+		default:
+		}
+		n, starved := o.fill(bufs, sizes, offset)
+		if n > 0 {
+			return n, nil
+		}
+		var expiry <-chan time.Time
+		if starved {
+			expiry = time.After(creditExpiry)
+		}
+		select {
+		case <-o.wake:
+		case <-expiry:
+			o.expire(time.Now())
+		case <-o.closed:
+		}
+	}
+}
+
+// fill reads what there is, without waiting. starved reports that packets wait
+// for credit.
+func (o *outbox) fill(bufs [][]byte, sizes []int, offset int) (n int, starved bool) {
+	n = o.fillEchoes(bufs, sizes, offset)
+	for n < len(bufs) {
+		l, budget := o.next(len(bufs) - n)
+		if l == nil {
+			break
+		}
+		got := l.link.Read(bufs[n:n+budget], sizes[n:n+budget], offset+shim.HeaderLen)
+		for i := n; i < n+got; i++ {
+			b := bufs[i][offset:]
+			shim.Put(b, o.self, l.overlay, sizes[i], b[shim.HeaderLen]>>4 == 4)
+			sizes[i] += shim.HeaderLen
+			o.tag(bufs[i], offset+sizes[i], l)
+		}
+		o.handed(l, got, got == budget)
+		n += got
+	}
+	o.mu.Lock()
+	starved = len(o.parked) > 0
+	o.mu.Unlock()
+	return n, starved
+}
+
+func (o *outbox) fillEchoes(bufs [][]byte, sizes []int, offset int) int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n := min(len(o.echoes), len(bufs))
+	for i := range n {
+		sizes[i] = copy(bufs[i][offset:], o.echoes[i])
+		clearTag(bufs[i], offset+sizes[i])
+		o.echoes[i] = nil
+	}
+	o.echoes = o.echoes[n:]
+	if len(o.echoes) == 0 {
+		o.echoes = nil
+	}
+	return n
+}
+
+// next takes the lane whose turn it is and returns how many packets it may
+// give, at most room. The lane stays listed until handed is called.
+func (o *outbox) next(room int) (*lane, int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for len(o.turn) > 0 {
+		l := o.turn[0]
+		o.turn = o.turn[1:]
+		budget := min(room, quantum, maxInFlightPeer-l.inFlight, maxInFlight-o.inFlight)
+		if budget > 0 {
+			// Cleared before the link is read: a packet that arrives behind
+			// the read lists the lane again.
+			l.listed = false
+			return l, budget
+		}
+		o.parked = append(o.parked, l)
+	}
+	o.turn = nil
+	return nil, 0
+}
+
+// handed accounts for n packets read from l and, where there may be more,
+// queues the lane for another turn.
+func (o *outbox) handed(l *lane, n int, more bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.lanes[l.slot] == l {
+		l.inFlight += n
+		o.inFlight += n
+		l.progress = time.Now()
+	}
+	if more && !l.listed {
+		l.listed = true
+		o.turn = append(o.turn, l)
+	}
+}
+
+// sent gives back the credit of datagrams that were handed to the kernel; the
+// Bind calls it for every send.
+func (o *outbox) sent(datagrams [][]byte) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	returned := false
+	for _, b := range datagrams {
+		if slot, epoch, ok := o.readTag(b); ok {
+			l := o.lanes[slot]
+			if l == nil || l.epoch != epoch || l.inFlight == 0 {
+				continue
+			}
+			l.inFlight--
+			o.inFlight--
+			l.progress = time.Now()
+			returned = true
+		}
+	}
+	if returned {
+		o.unparkLocked()
+	}
+}
+
+// expire gives back the credit of lanes that made no progress lately.
+func (o *outbox) expire(now time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, l := range o.lanes {
+		if l.inFlight > 0 && now.Sub(l.progress) >= creditExpiry {
+			o.inFlight -= l.inFlight
+			l.inFlight = 0
+			l.epoch++
+		}
+	}
+	o.unparkLocked()
+}
+
+func (o *outbox) unparkLocked() {
+	if len(o.parked) == 0 {
+		return
+	}
+	o.turn = append(o.turn, o.parked...)
+	o.parked = nil
+	o.signal()
+}
+
+// Tags. The Bind's Send is told neither peer nor packet, only slices; but each
+// slice is the very buffer that read filled, since wireguard-go encrypts in
+// place. So read leaves a mark in the buffer, beyond what encryption will
+// write, and sent finds it there:
+//
+//	0     2     4          8
+//	magic epoch slot of the lane
+//
+// Where the mark lies follows from the datagram's length alone. It is close
+// behind small packets so as not to touch a further page. A mark that is lost
+// (a future wireguard-go that copies) only means that credit expires instead.
+const (
+	tagLen       = 8
+	tagNear      = 2048
+	tagFar       = device.MaxMessageSize - tagLen
+	tagThreshold = 1920 // longest packet, header room included, whose mark is near
+	// tagGrowth is by how much a datagram is longer than offset + packet at
+	// most: padding to 16 and the Poly1305 tag.
+	tagGrowth = 15 + 16
+)
+
+// tagAt returns where the mark of a packet that ends at end lies.
+func tagAt(end int) int {
+	if end <= tagThreshold {
+		return tagNear
+	}
+	return tagFar
+}
+
+func (o *outbox) tag(buf []byte, end int, l *lane) {
+	at := tagAt(end)
+	if len(buf) < at+tagLen {
+		return
+	}
+	binary.LittleEndian.PutUint16(buf[at:], o.magic)
+	binary.LittleEndian.PutUint16(buf[at+2:], l.epoch)
+	binary.LittleEndian.PutUint32(buf[at+4:], l.slot)
+}
+
+// clearTag removes a mark that a buffer may still carry from an earlier use.
+func clearTag(buf []byte, end int) {
+	if at := tagAt(end); len(buf) >= at+tagLen {
+		clear(buf[at : at+tagLen])
+	}
+}
+
+// readTag finds and removes the mark of a datagram, and reports whether there
+// was one.
+func (o *outbox) readTag(datagram []byte) (slot uint32, epoch uint16, ok bool) {
+	if len(datagram) <= device.MessageKeepaliveSize || cap(datagram) < device.MaxMessageSize {
+		return 0, 0, false
+	}
+	buf := datagram[:device.MaxMessageSize]
+	for _, at := range [...]int{tagNear, tagFar} {
+		if at == tagNear && len(datagram) > tagThreshold+tagGrowth || at == tagFar && len(datagram) <= tagThreshold {
+			continue
+		}
+		if binary.LittleEndian.Uint16(buf[at:]) == o.magic {
+			epoch, slot = binary.LittleEndian.Uint16(buf[at+2:]), binary.LittleEndian.Uint32(buf[at+4:])
+			clear(buf[at : at+tagLen])
+			return slot, epoch, true
+		}
+	}
+	return 0, 0, false
+}

@@ -1,0 +1,309 @@
+package tunnel
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/warrenmesh/warren/netstack"
+	"github.com/warrenmesh/warren/netstack/link"
+	"github.com/warrenmesh/warren/netstack/shim"
+)
+
+const shimLen = shim.HeaderLen
+
+// Peer is the other end of one WireGuard session: a connector, seen from the
+// edge, or an edge, seen from the connector. It has a NIC in the stack of its
+// network. Its methods may be called concurrently.
+type Peer struct {
+	tunnel   *Tunnel
+	name     string
+	key      wgtypes.Key
+	overlay  netip.Addr
+	initiate bool // it is ours to begin handshakes: we are the connector
+
+	network *Network        // the edge's side; nil at a connector
+	stack   *netstack.Stack // the connector's side: this edge's own; else the network's
+	nic     *netstack.NIC
+	link    *link.Endpoint
+	lane    *lane
+	routes  atomic.Pointer[routeSet] // the edge's side: what the connector may speak for
+
+	heardAt   atomic.Int64 // nanoseconds since tunnel.started, 0: never
+	rxBytes   atomic.Uint64
+	open      atomic.Bool // the link is open
+	boot      atomic.Uint64
+	draining  atomic.Bool // the other end takes no new flows
+	left      atomic.Bool // the other end said farewell
+	rebooted  atomic.Bool // news for watch
+	drainNews atomic.Bool // news for watch
+	moved     atomic.Bool // news for watch: the endpoint changed
+
+	mu   sync.Mutex
+	life life
+	mtu  pathMTU
+	seq  uint16
+	rtt  time.Duration // smoothed; 0: not measured
+
+	removeOnce sync.Once
+}
+
+// PeerState is what is known of a peer at a moment.
+type PeerState struct {
+	Alive         bool
+	Draining      bool
+	Since         time.Time      // when Alive last changed; zero: never alive
+	Heard         time.Time      // last authenticated packet; zero: never
+	RTT           time.Duration  // smoothed round trip of echoes; 0: not measured
+	PathMTU       int            // largest inner packet proved both ways, bytes; 0: not probed
+	BootID        uint64         // 0: unknown, or not Warren
+	Endpoint      netip.AddrPort // UDP address that WireGuard sends to; zero: unknown
+	LastHandshake time.Time      // zero: never
+	RxBytes       uint64         // WireGuard's count of what came, bytes
+	TxBytes       uint64         // WireGuard's count of what went, bytes
+	Flows         int
+}
+
+// Name is what the peer was added as.
+func (p *Peer) Name() string { return p.name }
+
+// PublicKey is the peer's public key.
+func (p *Peer) PublicKey() wgtypes.Key { return p.key }
+
+// Overlay is the peer's overlay address.
+func (p *Peer) Overlay() netip.Addr { return p.overlay }
+
+// Stack is the stack that the peer's packets enter. At a connector it is the
+// edge's own, which accepts every destination: set its forwarders.
+func (p *Peer) Stack() *netstack.Stack { return p.stack }
+
+// Alive reports whether authenticated packets come from the peer.
+func (p *Peer) Alive() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.life.alive
+}
+
+// Draining reports whether the peer asked for no new flows.
+func (p *Peer) Draining() bool { return p.draining.Load() }
+
+// Flows returns how many flows the peer carries.
+func (p *Peer) Flows() int { return p.nic.Flows() }
+
+// State returns all of it. It asks the device, whose answer for all peers is
+// kept for a second.
+func (p *Peer) State() PeerState {
+	dev := p.tunnel.deviceState()[p.key]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return PeerState{
+		Alive: p.life.alive, Draining: p.draining.Load(), Since: p.life.since,
+		Heard: p.lastHeard(), RTT: p.rtt, PathMTU: p.mtu.working, BootID: p.boot.Load(),
+		Endpoint: dev.endpoint, LastHandshake: dev.handshake, RxBytes: dev.rx, TxBytes: dev.tx,
+		Flows: p.nic.Flows(),
+	}
+}
+
+// newPeer makes the NIC, the lane and the WireGuard peer. endpoint may be zero.
+func (t *Tunnel) newPeer(p *Peer, psk wgtypes.Key, endpoint netip.AddrPort, sources []netip.Addr) error {
+	if err := t.reserve(p); err != nil {
+		return err
+	}
+	p.link = link.New(link.Config{MTU: minInnerMTU, Deferrer: t.deferrer, Ready: func() { t.outbox.ready(p.lane) }})
+	p.lane = t.outbox.add(p.link, p.overlay)
+	nic, err := p.stack.AddNIC(netstack.NICConfig{Name: p.name, Link: p.link, Sources: sources})
+	if err != nil {
+		t.outbox.remove(p.lane)
+		t.release(p)
+		return fmt.Errorf("adding a NIC for %q: %w", p.name, err)
+	}
+	p.nic = nic
+	t.byOverlay.Store(p.overlay, p)
+
+	var uapi strings.Builder
+	fmt.Fprintf(&uapi, "public_key=%s\n", hex.EncodeToString(p.key[:]))
+	if psk != (wgtypes.Key{}) {
+		fmt.Fprintf(&uapi, "preshared_key=%s\n", hex.EncodeToString(psk[:]))
+	}
+	if endpoint.IsValid() {
+		fmt.Fprintf(&uapi, "endpoint=%s\n", endpoint)
+	}
+	fmt.Fprintf(&uapi, "replace_allowed_ips=true\nallowed_ip=%s/128\n", p.overlay)
+	if err := t.device.IpcSet(uapi.String()); err != nil {
+		p.Remove()
+		return fmt.Errorf("adding WireGuard peer %q: %w", p.name, err)
+	}
+	t.mu.Lock()
+	t.peers[p.key] = p // visible to watch only now that it is whole
+	t.mu.Unlock()
+	t.nudge()
+	return nil
+}
+
+// reserve claims p's key, so that no two peers share one.
+func (t *Tunnel) reserve(p *Peer) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return ErrClosed
+	}
+	_, known := t.keys[p.key]
+	if known || p.key == t.public {
+		return fmt.Errorf("adding peer %q with key %s: %w", p.name, Abbreviate(p.key), ErrKnownKey)
+	}
+	t.keys[p.key] = struct{}{}
+	return nil
+}
+
+func (t *Tunnel) release(p *Peer) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.keys, p.key)
+	delete(t.peers, p.key)
+}
+
+// Remove aborts the peer's flows and forgets it. Later calls do nothing. It
+// must not be called from OnPeer.
+func (p *Peer) Remove() {
+	p.removeOnce.Do(func() {
+		t := p.tunnel
+		t.byOverlay.Delete(p.overlay)
+		if p.network != nil {
+			p.network.forget(p)
+		}
+		p.nic.Remove()
+		p.link.Close()
+		t.device.RemovePeer([32]byte(p.key))
+		t.outbox.remove(p.lane)
+		p.link.Drops(func(why string, n uint64) { t.retired.Add(why, n) })
+		t.release(p)
+		if p.network == nil {
+			p.stack.Close()
+		}
+	})
+}
+
+// SetEndpoint changes the UDP address that WireGuard sends to, and calls there
+// at once. Use it at a connector, when its edge's address changed.
+func (p *Peer) SetEndpoint(endpoint netip.AddrPort) error {
+	err := p.tunnel.device.IpcSet(fmt.Sprintf("public_key=%s\nupdate_only=true\nendpoint=%s\n",
+		hex.EncodeToString(p.key[:]), endpoint))
+	if err != nil {
+		return fmt.Errorf("setting the endpoint of %q: %w", p.name, err)
+	}
+	p.moved.Store(true)
+	p.mu.Lock()
+	if !p.life.alive {
+		p.life.attempt, p.life.next = 0, time.Time{}
+	}
+	p.mu.Unlock()
+	p.tunnel.nudge()
+	return nil
+}
+
+// renewHandshake forgets the session, so that the next packet begins a new
+// handshake at once; wireguard-go alone would wait up to five seconds.
+func (p *Peer) renewHandshake() {
+	if wg := p.tunnel.device.LookupPeer([32]byte(p.key)); wg != nil {
+		wg.ExpireCurrentKeypairs()
+	}
+}
+
+// ceiling is the largest inner packet that the local route to the peer takes.
+func (p *Peer) ceiling() int {
+	dst := p.tunnel.deviceState()[p.key].endpoint.Addr().Unmap()
+	path, overhead := maxPathMTU, outerOverhead4
+	if dst.Is6() {
+		overhead = outerOverhead6
+	}
+	if dst.IsValid() {
+		if mtu, err := p.tunnel.bind.PathMTU(dst); err == nil {
+			path = min(path, mtu)
+		}
+	}
+	return path - overhead - shimLen
+}
+
+// sendEcho sends a request of id, size bytes long on the overlay (0: as short
+// as it can be).
+func (p *Peer) sendEcho(id uint16, size int) {
+	p.mu.Lock()
+	p.seq++
+	e := echo{id: id, seq: p.seq, flags: p.tunnel.ourFlags(), boot: p.tunnel.boot, sent: p.tunnel.clock(time.Now())}
+	p.mu.Unlock()
+	p.tunnel.outbox.control(appendEcho(nil, p.tunnel.overlay, p.overlay, e, size))
+}
+
+// clock is the time that our echoes carry.
+func (t *Tunnel) clock(now time.Time) int64 { return int64(now.Sub(t.started)) }
+
+// heard notes an authenticated packet of n bytes.
+func (p *Peer) heard(now time.Time, n int) {
+	p.heardAt.Store(p.tunnel.clock(now))
+	p.rxBytes.Add(uint64(n))
+	if !p.open.Load() && !p.left.Load() {
+		// Open before watch knows, so that the answer to this very packet
+		// is not dropped.
+		p.open.Store(true)
+		p.link.SetOpen(true)
+		p.tunnel.nudge()
+	}
+}
+
+func (p *Peer) lastHeard() time.Time {
+	at := p.heardAt.Load()
+	if at == 0 {
+		return time.Time{}
+	}
+	return p.tunnel.started.Add(time.Duration(at))
+}
+
+// introduced takes in what an echo request says of its sender.
+func (p *Peer) introduced(e echo) {
+	if old := p.boot.Swap(e.boot); old != 0 && old != e.boot {
+		p.rebooted.Store(true)
+		p.tunnel.nudge()
+	}
+	draining := e.flags&flagDraining != 0
+	if p.draining.Swap(draining) != draining {
+		p.drainNews.Store(true)
+		p.tunnel.nudge()
+	}
+	leaving := e.flags&flagLeaving != 0
+	if p.left.Swap(leaving) != leaving {
+		p.tunnel.nudge()
+	}
+}
+
+// echoReply takes the answer to an echo of ours, n bytes long on the overlay.
+func (p *Peer) echoReply(e echo, n int, now time.Time) {
+	if !e.ours || e.boot != p.tunnel.boot {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch e.id {
+	case echoIDPathMTU:
+		p.mtu.answered(now, n-shimLen)
+		p.tunnel.nudge()
+	case echoIDLiveness:
+		sample := time.Duration(p.tunnel.clock(now) - e.sent)
+		if sample < 0 || sample > time.Minute {
+			return
+		}
+		if p.rtt == 0 {
+			p.rtt = sample
+		} else {
+			p.rtt += (sample - p.rtt) / 8 // RFC 6298 section 2's alpha
+		}
+	}
+}
+
+// allFlows matches every flow.
+func allFlows(netip.AddrPort, netip.AddrPort) bool { return true }
