@@ -1,0 +1,379 @@
+package bind
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"golang.zx2c4.com/wireguard/conn"
+)
+
+func TestOpenTwiceIsRefusedAndCloseTwiceIsNot(t *testing.T) {
+	b := New(Config{})
+	_, port, err := b.Open(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.LocalPort() != port || port == 0 {
+		t.Errorf("LocalPort %d, Open said %d", b.LocalPort(), port)
+	}
+	if _, _, err := b.Open(0); !errors.Is(err, conn.ErrBindAlreadyOpen) {
+		t.Errorf("second Open: %v", err)
+	}
+	for range 2 {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if b.LocalPort() != 0 {
+		t.Errorf("LocalPort %d after Close", b.LocalPort())
+	}
+}
+
+func TestReceiveFunctionsOfAClosedBindStayClosed(t *testing.T) {
+	b := New(Config{})
+	fns, _, err := b.Open(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Close()
+	again, _, err := b.Open(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	if len(again) != len(fns) {
+		t.Errorf("%d functions, then %d", len(fns), len(again))
+	}
+	for _, fn := range fns {
+		for range 3 {
+			if n, err := fn([][]byte{make([]byte, 10)}, make([]int, 1), make([]conn.Endpoint, 1)); n != 0 || !errors.Is(err, net.ErrClosed) {
+				t.Errorf("got %d, %v", n, err)
+			}
+		}
+	}
+}
+
+func TestNamesOfReceiveFunctions(t *testing.T) {
+	needIPv6(t)
+	b := New(Config{})
+	fns, _, err := b.Open(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	var names []string
+	for _, fn := range fns {
+		names = append(names, fn.PrettyName())
+	}
+	if got := strings.Join(names, " "); got != "v4 v6" {
+		t.Errorf("wireguard-go logs them as %q", got)
+	}
+}
+
+func TestPortComesFromTheDeviceThenFromTheConfiguration(t *testing.T) {
+	free := func() uint16 {
+		b := New(Config{})
+		_, port, err := b.Open(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Close()
+		return port
+	}
+	configured, asked := free(), free()
+	b := New(Config{Listen: netip.AddrPortFrom(netip.Addr{}, configured)})
+	for _, tt := range []struct{ ask, want uint16 }{{0, configured}, {asked, asked}, {0, configured}} {
+		if _, port, err := b.Open(tt.ask); err != nil || port != tt.want {
+			t.Errorf("Open(%d) listens on %d, %v, want %d", tt.ask, port, err, tt.want)
+		}
+		b.Close()
+	}
+}
+
+func TestNamedAddressIsTheOnlyOne(t *testing.T) {
+	a, b := open(t, New(Config{})), open(t, New(Config{Listen: netip.MustParseAddrPort("127.0.0.9:0")}))
+	send(t, a.Bind, b.at(t, "127.0.0.8"), "to another address")
+	send(t, a.Bind, b.at(t, "127.0.0.9"), "to its own")
+	d := b.next(t)
+	if d.data != "to its own" {
+		t.Errorf("got %q", d.data)
+	}
+	send(t, b.Bind, d.ep, "answer")
+	if d := a.next(t); d.ep.DstIP() != netip.MustParseAddr("127.0.0.9") {
+		t.Errorf("answer from %v", d.ep.DstIP())
+	}
+}
+
+// listenWith wraps b's listen.
+func (b *Bind) listenWith(f func(network string, at netip.AddrPort) error) {
+	b.listen = func(network string, at netip.AddrPort, o options) (*kernelConn, error) {
+		if err := f(network, at); err != nil {
+			return nil, &net.OpError{Op: "listen", Err: os.NewSyscallError("bind", err)}
+		}
+		return listenKernel(network, at, o)
+	}
+}
+
+func TestMachineWithOneFamily(t *testing.T) {
+	for _, tt := range []struct {
+		lacks, has string
+		err        syscall.Errno
+	}{
+		{"udp6", "127.0.0.1", syscall.EAFNOSUPPORT},
+		{"udp6", "127.0.0.1", syscall.EADDRNOTAVAIL},
+		{"udp4", "::1", syscall.EAFNOSUPPORT},
+	} {
+		t.Run(fmt.Sprintf("%s %v", tt.lacks, tt.err), func(t *testing.T) {
+			needIPv6(t)
+			b := New(Config{})
+			b.listenWith(func(network string, _ netip.AddrPort) error {
+				if network == tt.lacks {
+					return tt.err
+				}
+				return nil
+			})
+			o := open(t, b)
+			send(t, b, o.at(t, tt.has), "to myself")
+			if d := o.next(t); d.data != "to myself" {
+				t.Errorf("got %q", d.data)
+			}
+		})
+	}
+}
+
+func TestPickedPortIsFreeInBothFamilies(t *testing.T) {
+	needIPv6(t)
+	for _, tt := range []struct {
+		name   string
+		port   uint16
+		taken  int // how many times the IPv6 port turns out to be taken
+		opens  int // how many sockets are tried
+		failed bool
+	}{
+		{"third time lucky", 0, 2, 6, false},
+		{"never", 0, 1 << 20, 2 * samePortTries, true},
+		{"a port that was asked for is not exchanged", 40123, 1, 2, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b, opens, six := New(Config{}), 0, 0
+			b.listenWith(func(network string, _ netip.AddrPort) error {
+				opens++
+				if network == "udp6" {
+					if six++; six <= tt.taken {
+						return syscall.EADDRINUSE
+					}
+				}
+				return nil
+			})
+			_, port, err := b.Open(tt.port)
+			defer b.Close()
+			if opens != tt.opens || (err != nil) != tt.failed {
+				t.Errorf("%d sockets tried, %v", opens, err)
+			}
+			if err == nil && (b.current.Load().v4.at.Port() != port || b.current.Load().v6.at.Port() != port) {
+				t.Errorf("ports %v %v", b.current.Load().v4.at, b.current.Load().v6.at)
+			}
+		})
+	}
+}
+
+func TestSocketThatDiesIsReplacedOnTheSamePort(t *testing.T) {
+	var log lockedBuffer
+	b := New(Config{Log: slog.New(slog.NewTextHandler(&log, nil))})
+	refuse := make(chan error, 3)
+	b.listenWith(func(string, netip.AddrPort) error {
+		select {
+		case err := <-refuse:
+			return err
+		default:
+			return nil
+		}
+	})
+	a, o := open(t, New(Config{})), open(t, b)
+	port := o.LocalPort()
+	send(t, a.Bind, o.at(t, "127.0.0.1"), "before")
+	o.next(t)
+	for range 3 { // it takes three attempts to come back
+		refuse <- syscall.EADDRINUSE
+	}
+	old := b.current.Load().v4.kernel.Load()
+	old.Close() // as when something destroys it: ss -K, a sandbox, a fault
+	for b.current.Load().v4.kernel.Load() == old {
+		// Neither sending nor receiving waits for it or fails for good.
+		if err := b.Send([][]byte{[]byte("x")}, a.at(t, "127.0.0.1")); err != nil {
+			t.Fatalf("sending while it is away: %v", err)
+		}
+	}
+	send(t, a.Bind, o.at(t, "127.0.0.1"), "after")
+	if d := o.next(t); d.data != "after" {
+		t.Errorf("got %q", d.data)
+	}
+	if o.LocalPort() != port || o.Stats().Reopened != 1 {
+		t.Errorf("port %d, was %d; %+v", o.LocalPort(), port, o.Stats())
+	}
+	if got := log.String(); strings.Count(got, "\n") != 2 {
+		t.Errorf("logged:\n%s", got)
+	}
+}
+
+// lockedBuffer is a log that tests read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.Buffer.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.Buffer.String()
+}
+
+func TestCloseDuringReopenEndsIt(t *testing.T) {
+	b := New(Config{})
+	attempts, dead := make(chan struct{}, 100), false
+	b.listenWith(func(string, netip.AddrPort) error { // under mu, which guards dead
+		if !dead {
+			return nil
+		}
+		attempts <- struct{}{}
+		return syscall.EADDRINUSE
+	})
+	o := open(t, b)
+	b.mu.Lock()
+	dead = true
+	b.mu.Unlock()
+	b.current.Load().v4.kernel.Load().Close()
+	<-attempts
+	<-attempts
+	b.Close()
+	o.done.Wait()
+	if b.Stats().Reopened != 0 {
+		t.Error("counted as reopened")
+	}
+}
+
+func TestReceiveErrors(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		want bool
+	}{
+		{syscall.ECONNREFUSED, true},
+		{syscall.ENETDOWN, true},
+		{syscall.ENOBUFS, true},
+		{os.NewSyscallError("recvmmsg", syscall.EINTR), true},
+		{syscall.ECONNABORTED, false}, // ss -K
+		{syscall.EBADF, false},
+		{net.ErrClosed, false},
+	} {
+		if got := passing(tt.err); got != tt.want {
+			t.Errorf("%v: passing is %v", tt.err, got)
+		}
+	}
+}
+
+func TestJudge(t *testing.T) {
+	for _, tt := range []struct {
+		err    error
+		source bool
+		want   verdict
+	}{
+		{syscall.EMSGSIZE, true, verdict{dropOne, whyTooLarge, false}},
+		{syscall.ENOBUFS, false, verdict{dropOne, whyNoBuffers, false}},
+		{syscall.EPERM, false, verdict{dropRest, whyFirewall, true}},
+		{syscall.EINVAL, true, verdict{do: dropSource}},
+		{syscall.EINVAL, false, verdict{dropRest, whyInvalid, true}},
+		{syscall.ENETUNREACH, true, verdict{do: dropSource}},
+		{syscall.ENETUNREACH, false, verdict{dropRest, whyUnreachable, true}},
+		{syscall.ENETDOWN, false, verdict{dropRest, whyUnreachable, true}},
+		{syscall.ECONNREFUSED, false, verdict{tryAgain, whySendOther, false}},
+		{syscall.EINTR, false, verdict{tryAgain, whySendOther, false}},
+		{syscall.EIO, false, verdict{dropRest, whySendOther, true}},
+		{os.ErrDeadlineExceeded, false, verdict{dropRest, whyBufferFull, false}},
+		{&net.OpError{Op: "raw-write", Err: net.ErrClosed}, false, verdict{dropRest, whyClosed, true}},
+		{errors.New("else"), false, verdict{dropRest, whySendOther, true}},
+	} {
+		if got := judge(tt.err, tt.source); got != tt.want {
+			t.Errorf("%v, source %v: %+v, want %+v", tt.err, tt.source, got, tt.want)
+		}
+	}
+}
+
+func TestOpenAndCloseUnderTraffic(t *testing.T) {
+	a, b := open(t, New(Config{})), New(Config{})
+	_, port, err := b.Open(0) // to have a port
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Close()
+	to, _ := parseEndpoint(fmt.Sprintf("127.0.0.1:%d", port))
+	back := a.at(t, "127.0.0.1")
+	stop := make(chan struct{})
+	var senders sync.WaitGroup
+	for _, f := range []func() error{
+		func() error { return a.Send([][]byte{make([]byte, 100), make([]byte, 200)}, to) },
+		func() error { return b.Send([][]byte{make([]byte, 100), make([]byte, 200)}, back) },
+		func() error {
+			b.Drops(func(string, string, uint64) {})
+			b.Buffers()
+			b.LocalPort()
+			return b.SetMark(0)
+		},
+	} {
+		senders.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					if err := f(); err != nil && !errors.Is(err, net.ErrClosed) {
+						t.Error(err)
+					}
+				}
+			}
+		})
+	}
+	drained := make(chan struct{})
+	go func() { // what a receives is of no interest
+		defer close(drained)
+		for {
+			select {
+			case <-a.got:
+			case <-stop:
+				return
+			}
+		}
+	}()
+	for range 30 {
+		fns, again, err := b.Open(port)
+		if err != nil || again != port {
+			t.Fatal(again, err)
+		}
+		o := &opened{Bind: b, got: make(chan datagram, 1<<16)}
+		for _, fn := range fns {
+			o.done.Go(func() { o.receive(t, fn) })
+		}
+		o.next(t)
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+		o.done.Wait()
+	}
+	close(stop)
+	senders.Wait()
+	<-drained
+}

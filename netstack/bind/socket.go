@@ -1,0 +1,222 @@
+package bind
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
+)
+
+const (
+	// patience is how many receive errors in a row a socket may have before it
+	// is held to be dead, although each of them was of a passing kind.
+	patience = 100
+
+	errorPause = 10 * time.Millisecond // between such errors, from the tenth on
+	reopenMin  = 10 * time.Millisecond // between attempts to reopen, doubled
+	reopenMax  = time.Second
+)
+
+// socket is one family's place in a generation. The kernel's socket under it
+// may die and be replaced; the address stays.
+type socket struct {
+	gen     *generation
+	network string // "udp4" or "udp6"
+	at      netip.AddrPort
+	kernel  atomic.Pointer[kernelConn]
+	turn    chan struct{} // held by the one Send that waits for room
+}
+
+// kernelConn is a socket of the kernel.
+type kernelConn struct {
+	*net.UDPConn
+	raw syscall.RawConn
+}
+
+// options is what listenKernel sets on a socket before it binds it.
+type options struct {
+	receiveBuffer, sendBuffer int
+	mark                      uint32
+}
+
+func (b *Bind) optionsLocked() options {
+	return options{receiveBuffer: b.config.ReceiveBuffer, sendBuffer: b.config.SendBuffer, mark: b.mark}
+}
+
+// openSocketLocked opens a socket of g. The caller holds mu.
+func (b *Bind) openSocketLocked(g *generation, network string, at netip.AddrPort) (*socket, error) {
+	k, err := b.listen(network, at, b.optionsLocked())
+	if err != nil {
+		return nil, err
+	}
+	if local, ok := k.LocalAddr().(*net.UDPAddr); ok {
+		at = netip.AddrPortFrom(at.Addr(), uint16(local.Port))
+	}
+	s := &socket{gen: g, network: network, at: at, turn: make(chan struct{}, 1)}
+	s.kernel.Store(k)
+	return s, nil
+}
+
+// listenError says what is wrong with listening at and what to do about it.
+func listenError(at netip.AddrPort, err error) error {
+	var call *os.SyscallError
+	if errors.As(err, &call) {
+		err = call.Err // without the name of the call, and the address twice
+	}
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("listening on udp %v: %w, by %s: stop it or choose another port", at, err, holder("/proc", at))
+	case errors.Is(err, syscall.EACCES):
+		return fmt.Errorf("listening on udp %v: %w: ports below 1024 need CAP_NET_BIND_SERVICE", at, err)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return fmt.Errorf("listening on udp %v: %w: no interface of this machine has the address", at, err)
+	}
+	return fmt.Errorf("listening on udp %v: %w", at, err)
+}
+
+// receive is the state of one receive function. WireGuard calls each from one
+// goroutine.
+type receive struct {
+	bind  *Bind
+	s     *socket
+	batch *receiver
+	cache *endpointCache
+}
+
+func (b *Bind) newReceive(s *socket) *receive {
+	return &receive{bind: b, s: s, batch: newReceiver(b.BatchSize()), cache: newEndpointCache()}
+}
+
+// receiveIPv4 and receiveIPv6 are named for wireguard-go's log, which prints
+// how the name of a receive function ends.
+func (r *receive) receiveIPv4(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+	return r.receive(bufs, sizes, eps)
+}
+
+func (r *receive) receiveIPv6(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+	return r.receive(bufs, sizes, eps)
+}
+
+// receive waits for datagrams. The only error that it returns is
+// net.ErrClosed: every other one would end the device's goroutine for good.
+func (r *receive) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+	for failures := 0; ; {
+		k := r.s.kernel.Load()
+		n, err := r.batch.read(k, bufs)
+		if r.s.gen.closed() {
+			return 0, net.ErrClosed
+		}
+		if err == nil {
+			r.take(n, sizes, eps)
+			return n, nil
+		}
+		r.bind.counts.rxErrors.Add(1)
+		failures++
+		switch {
+		case !passing(err) || failures == patience:
+			if err := r.bind.reopen(r.s, k, err); err != nil {
+				return 0, err
+			}
+			failures = 0
+		case failures >= 10:
+			if !r.s.gen.pause(errorPause) {
+				return 0, net.ErrClosed
+			}
+		}
+	}
+}
+
+// take hands the n datagrams of the batch to the device.
+func (r *receive) take(n int, sizes []int, eps []conn.Endpoint) {
+	c := &r.bind.counts
+	total := 0
+	var from origin
+	for i := range n {
+		size, whole := r.batch.datagram(i, &from)
+		if !whole {
+			c.drop(whyTruncated, 1)
+			size = 0
+		}
+		sizes[i], eps[i] = size, r.cache.get(&from)
+		total += size
+	}
+	c.rxDatagrams.Add(uint64(n))
+	c.rxBytes.Add(uint64(total))
+	c.rxCalls.Add(1)
+}
+
+// passing reports whether a receive error says something about one datagram
+// or one moment, rather than that the socket is no more.
+func passing(err error) bool {
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		return false
+	}
+	switch errno {
+	case syscall.ECONNREFUSED, syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.EHOSTDOWN, // ICMP
+		syscall.ENETDOWN, syscall.ENETRESET, syscall.ETIMEDOUT, syscall.EPROTO, syscall.EMSGSIZE,
+		syscall.ENOBUFS, syscall.ENOMEM, syscall.EINTR, syscall.EAGAIN, syscall.EPERM, syscall.EACCES:
+		return true
+	}
+	return false
+}
+
+// pause waits and reports whether the generation is still open.
+func (g *generation) pause(d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-g.done:
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// reopen replaces dead, which failed with cause, by a new socket on the same
+// address. It tries until it has one, or returns net.ErrClosed. Only the
+// socket's receive function calls it.
+func (b *Bind) reopen(s *socket, dead *kernelConn, cause error) error {
+	b.config.Log.Warn("udp socket died, opening it again", "listen", s.at, "err", cause)
+	b.mu.Lock()
+	if s.gen.closed() {
+		b.mu.Unlock()
+		return net.ErrClosed
+	}
+	b.counts.kernelDrops.Add(dead.dropped())
+	_ = dead.Close() // it may well be closed: that can be how it died
+	b.mu.Unlock()
+	for wait := reopenMin; ; wait = min(2*wait, reopenMax) {
+		done, err := b.tryReopen(s)
+		if done {
+			return err
+		}
+		b.config.Log.Debug("udp socket is not back yet", "listen", s.at, "err", err)
+		if !s.gen.pause(wait) {
+			return net.ErrClosed
+		}
+	}
+}
+
+// tryReopen makes one attempt; done is false where another is worth while.
+func (b *Bind) tryReopen(s *socket) (done bool, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s.gen.closed() {
+		return true, net.ErrClosed
+	}
+	k, err := b.listen(s.network, s.at, b.optionsLocked())
+	if err != nil {
+		return false, err
+	}
+	s.kernel.Store(k)
+	b.counts.reopened.Add(1)
+	b.config.Log.Info("udp socket is open again", "listen", s.at)
+	return true, nil
+}
