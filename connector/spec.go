@@ -176,6 +176,7 @@ func (s Spec) validateEdges(report func(path, value, hint string)) {
 		report("edge", "", "an [[edge]] table with the edge's public_key and url is needed")
 	}
 	seen := make(map[wgtypes.Key]int, len(s.Edges))
+	urls := make(map[EdgeURL]int, len(s.Edges))
 	for i, e := range s.Edges {
 		path := fmt.Sprintf("edge[%d]", i)
 		if e.PublicKey == (wgtypes.Key{}) {
@@ -187,6 +188,10 @@ func (s Spec) validateEdges(report func(path, value, hint string)) {
 		}
 		if _, err := ParseEdgeURL(e.URL.String()); err != nil {
 			report(path+".url", e.URL.String(), err.Error())
+		} else if first, dup := urls[e.URL]; dup {
+			report(path+".url", e.URL.String(), fmt.Sprintf("edge[%d] has the same url: keep one of them", first))
+		} else {
+			urls[e.URL] = i
 		}
 	}
 }

@@ -157,10 +157,20 @@ func (d *Dialer) dialTarget(ctx context.Context, proto string, dst netip.AddrPor
 	return d.net.DialContext(ctx, proto, dst.String())
 }
 
-// Resolve returns the addresses that the alias's target stands for now.
-func (d *Dialer) Resolve(ctx context.Context, to Target) ([]netip.Addr, error) {
-	addrs, _, err := d.lookup(ctx, to)
-	return addrs, err
+// Denied resolves the alias's target and returns the addresses that the guard
+// denies, each with the reason: none is good. It dials nothing.
+func (d *Dialer) Denied(ctx context.Context, proto string, to Target) ([]string, error) {
+	addrs, named, err := d.lookup(ctx, to)
+	if err != nil {
+		return nil, err
+	}
+	var denied []string
+	for _, a := range addrs {
+		if v, why := d.guard.AllowTarget(proto, netip.AddrPortFrom(a, to.Port), named(a)); v != guard.Allow {
+			denied = append(denied, fmt.Sprintf("%s is %s", a, why))
+		}
+	}
+	return denied, nil
 }
 
 // lookup returns the target's addresses, and whether the alias itself names

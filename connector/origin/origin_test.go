@@ -184,13 +184,16 @@ func TestCancelIsNoVerdict(t *testing.T) {
 	}
 }
 
-func TestResolve(t *testing.T) {
-	d := New(Spec{}, Deps{Guard: guard.New(guard.Spec{}), Resolver: fakeResolver{"db": addrs("192.0.2.1")}})
-	if got, err := d.Resolve(t.Context(), target(t, "db:80")); err != nil || !slices.Equal(got, addrs("192.0.2.1")) {
-		t.Errorf("Resolve = %v, %v", got, err)
+func TestDenied(t *testing.T) {
+	d := New(Spec{}, Deps{Guard: guard.New(guard.Spec{}), Resolver: fakeResolver{"db": addrs("192.0.2.1"), "bad": addrs("192.0.2.1", "127.0.0.1")}})
+	if got, err := d.Denied(t.Context(), "tcp", target(t, "db:80")); err != nil || got != nil {
+		t.Errorf("Denied of a good name = %q, %v", got, err)
 	}
-	if _, err := d.Resolve(t.Context(), target(t, "none:80")); !errors.Is(err, ErrResolve) {
-		t.Errorf("Resolve of no name: %v", err)
+	if got, err := d.Denied(t.Context(), "tcp", target(t, "bad:80")); err != nil || len(got) != 1 || !strings.Contains(got[0], "127.0.0.1 is a loopback") {
+		t.Errorf("Denied of a bad name = %q, %v", got, err)
+	}
+	if _, err := d.Denied(t.Context(), "tcp", target(t, "none:80")); !errors.Is(err, ErrResolve) {
+		t.Errorf("Denied of no name: %v", err)
 	}
 }
 

@@ -1,0 +1,297 @@
+package connector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+const (
+	// answerWithin is how long an address of an edge has to answer before the
+	// next one is tried. The tunnel calls some eight times in it.
+	answerWithin = 10 * time.Second
+	// resolveWithin bounds one resolution of an edge's name.
+	resolveWithin = 10 * time.Second
+	// sleepCheck is how often a waiting edge looks whether the machine was
+	// suspended, and sleepJump how far the clock on the wall must have run
+	// ahead of the waiting to say so.
+	sleepCheck = 2 * time.Second
+	sleepJump  = 5 * time.Second
+)
+
+// edge keeps one edge joined: it resolves the edge's name, points the tunnel
+// at its addresses in turn, and says on the log what becomes of it.
+//
+//	resolve ──→ try each address ──→ alive ──→ lost
+//	   ↑ back-off      │ no answer              │
+//	   └───────────────┴────────────────────────┘
+//
+// The tunnel does the handshakes, knows whether the edge is alive, and aborts
+// the flows of one that restarted or stays away.
+type edge struct {
+	c    *Connector
+	spec EdgeSpec
+	log  *slog.Logger
+
+	news chan struct{} // capacity 1: the tunnel reported a change
+
+	mu   sync.Mutex
+	peer Peer // nil before the first resolution
+
+	// Of run's goroutine alone.
+	at    netip.AddrPort // where the tunnel calls; zero before Join
+	known bool           // a handshake was made in this run: the edge knows our key
+}
+
+func newEdge(c *Connector, spec EdgeSpec) *edge {
+	return &edge{
+		c:    c,
+		spec: spec,
+		log:  c.log.With("edge", spec.URL.String()),
+		news: make(chan struct{}, 1),
+	}
+}
+
+// state returns the tunnel's word, the zero State before the edge is joined.
+func (e *edge) state() State {
+	e.mu.Lock()
+	peer := e.peer
+	e.mu.Unlock()
+	if peer == nil {
+		return State{}
+	}
+	return peer.State()
+}
+
+// run keeps the edge joined until ctx ends. It returns an error only where
+// trying again cannot help.
+func (e *edge) run(ctx context.Context) error {
+	var retry backoff
+	for ctx.Err() == nil {
+		addrs, err := e.resolve(ctx)
+		if err != nil && ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			delay := retry.next()
+			e.log.Warn("resolving failed", "err", err, "retry_in", delay.Round(time.Millisecond))
+			if e.wait(ctx, delay) {
+				e.serve(ctx)
+				retry.reset()
+			}
+			continue
+		}
+		e.log.Info("resolved", "addresses", addrs)
+		came, err := e.try(ctx, addrs)
+		if err != nil {
+			return err
+		}
+		if !came && ctx.Err() == nil {
+			delay := retry.next()
+			e.log.Info("trying again", "retry_in", delay.Round(time.Millisecond))
+			came = e.wait(ctx, delay)
+		}
+		if came {
+			e.serve(ctx)
+			retry.reset()
+		}
+	}
+	return nil
+}
+
+// resolve returns the edge's addresses in the order to try them: the one that
+// the tunnel calls now comes first, so that a name with many addresses does
+// not make a connector wander.
+func (e *edge) resolve(ctx context.Context) ([]netip.AddrPort, error) {
+	ctx, cancel := context.WithTimeout(ctx, resolveWithin)
+	defer cancel()
+	addrs, err := resolveEdge(ctx, e.c.deps.Resolver, e.spec.URL)
+	if err != nil {
+		return nil, err
+	}
+	if i := slices.Index(addrs, e.at); i > 0 {
+		addrs = slices.Insert(slices.Delete(addrs, i, i+1), 0, e.at)
+	}
+	return addrs, nil
+}
+
+// resolveEdge returns the addresses that url stands for now, at least one.
+func resolveEdge(ctx context.Context, r Resolver, url EdgeURL) ([]netip.AddrPort, error) {
+	if a, err := netip.ParseAddr(url.Host); err == nil {
+		return []netip.AddrPort{netip.AddrPortFrom(a.Unmap(), url.Port)}, nil
+	}
+	found, err := r.LookupNetIP(ctx, "ip", url.Host)
+	if err != nil {
+		return nil, fmt.Errorf("resolving edge %q: %w: is the name right, and does this machine's DNS answer?", url.Host, err)
+	}
+	var addrs []netip.AddrPort
+	for _, a := range found {
+		if at := netip.AddrPortFrom(a.Unmap(), url.Port); !slices.Contains(addrs, at) {
+			addrs = append(addrs, at)
+		}
+	}
+	if len(addrs) == 0 {
+		return nil, fmt.Errorf("resolving edge %q: the name has no address", url.Host)
+	}
+	return addrs, nil
+}
+
+// try points the tunnel at each address in turn and reports whether the edge
+// answered from one.
+func (e *edge) try(ctx context.Context, addrs []netip.AddrPort) (came bool, err error) {
+	for _, addr := range addrs {
+		if err := e.c.deps.Reach.Route(addr); err != nil {
+			e.log.Warn("no answer", "reason", fmt.Sprintf("this machine has no way to %s: %v", addr, err))
+			if len(addrs) > 1 {
+				continue
+			}
+		}
+		if err := e.call(addr); err != nil {
+			return false, err
+		}
+		start := time.Now()
+		if e.wait(ctx, answerWithin) {
+			return true, nil
+		}
+		if ctx.Err() != nil {
+			return false, nil
+		}
+		e.log.Warn("no answer", "reason", e.whyNoAnswer(ctx, addr, time.Since(start)))
+	}
+	return false, nil
+}
+
+// call points the tunnel at addr, and joins the edge the first time.
+func (e *edge) call(addr netip.AddrPort) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.peer != nil {
+		if addr == e.at {
+			return nil
+		}
+		e.at = addr
+		return e.peer.SetEndpoint(addr)
+	}
+	peer, err := e.c.tunnel.Join(JoinConfig{
+		Name:      e.spec.URL.String(),
+		PublicKey: e.spec.PublicKey,
+		Endpoint:  addr,
+		OnState:   func(State) { e.notify() },
+		TCP:       func(r TCPRequest) { e.c.serveTCP(e, r) },
+		UDP:       func(r UDPRequest) { e.c.serveUDP(e, r) },
+	})
+	if err != nil {
+		return fmt.Errorf("joining edge %q: %w", e.spec.URL, err)
+	}
+	e.peer, e.at = peer, addr
+	return nil
+}
+
+// callAgain makes the tunnel call the edge now, however long it has waited.
+func (e *edge) callAgain() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.peer == nil {
+		return
+	}
+	if err := e.peer.SetEndpoint(e.at); err != nil {
+		e.log.Warn("calling failed", "err", err)
+	}
+}
+
+func (e *edge) notify() {
+	select {
+	case e.news <- struct{}{}:
+	default:
+	}
+}
+
+// whyNoAnswer says why, as far as it can be told from here: WireGuard answers
+// nobody whom it does not know, so a closed firewall, a dead edge and a
+// foreign key look the same unless the network itself speaks up.
+func (e *edge) whyNoAnswer(ctx context.Context, addr netip.AddrPort, after time.Duration) string {
+	err := e.c.deps.Reach.Probe(ctx, addr)
+	switch {
+	case errors.Is(err, errPortClosed):
+		return fmt.Sprintf("nothing listens at UDP %s (port unreachable): does the edge run, and is the port right?", addr)
+	case err != nil:
+		return fmt.Sprintf("UDP to %s fails: %v", addr, err)
+	}
+	reason := fmt.Sprintf("no answer from %s over UDP for %.0f s: is UDP %d open, and does the edge run?", addr, after.Seconds(), addr.Port())
+	if !e.known {
+		reason += fmt.Sprintf(" If so, the handshake is not answered: does the edge know this connector's public key %s, and is %s the edge's?",
+			abbreviate(e.c.public), abbreviate(e.spec.PublicKey))
+	}
+	return reason
+}
+
+// wait waits until the edge is alive and reports true, or until d has passed
+// or ctx ends. A machine that was suspended calls at once when it wakes up.
+func (e *edge) wait(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	ticker := time.NewTicker(sleepCheck)
+	defer ticker.Stop()
+	wall, running := e.c.deps.Wall(), time.Now()
+	for {
+		if e.state().Alive {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-timer.C:
+			return false
+		case <-e.news:
+		case <-ticker.C:
+			// The runtime's clock stands still in a suspended machine.
+			if e.c.deps.Wall().Sub(wall)-time.Since(running) > sleepJump {
+				e.log.Info("machine was suspended", "for", (e.c.deps.Wall().Sub(wall) - time.Since(running)).Round(time.Second))
+				wall, running = e.c.deps.Wall(), time.Now()
+				e.callAgain()
+				timer.Reset(answerWithin)
+			}
+		}
+	}
+}
+
+// serve stays while the edge is alive and says what happens to it.
+func (e *edge) serve(ctx context.Context) {
+	e.known = true
+	s := e.state()
+	e.log.Info("handshake", "endpoint", s.Endpoint, "edge_key", abbreviate(e.spec.PublicKey))
+	e.log.Info("ready", "rtt", s.RTT)
+	e.c.edgeChanged(e, true)
+	defer e.c.edgeChanged(e, false)
+	draining := false
+	for s.Alive {
+		if s.Draining != draining {
+			draining = s.Draining
+			e.log.Info("edge drains", "draining", draining)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.news:
+			s = e.state()
+		}
+	}
+	reason := fmt.Sprintf("no answer from %s over UDP for 3 s", s.Endpoint)
+	if s.Left {
+		reason = "the edge said farewell: it was stopped, or restarts"
+	}
+	e.log.Warn("lost", "reason", reason)
+}
+
+// abbreviate shortens a key for logs.
+func abbreviate(key wgtypes.Key) string {
+	s := key.String()
+	return s[:4] + "…" + s[len(s)-5:len(s)-1]
+}

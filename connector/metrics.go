@@ -1,0 +1,120 @@
+package connector
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/warrenmesh/warren/netstack/drops"
+)
+
+// counters are what the connector counts while it serves. The zero value
+// works.
+type counters struct {
+	toOrigin, fromOrigin atomic.Uint64 // payload bytes
+	drops                drops.Counter // datagrams that a side could not take
+
+	mu    sync.Mutex
+	dials map[[2]string]uint64 // protocol and result
+}
+
+// dialed counts what became of one flow's dial.
+func (c *counters) dialed(proto, result string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.dials == nil {
+		c.dials = make(map[[2]string]uint64)
+	}
+	c.dials[[2]string{proto, result}]++
+}
+
+// dialCount returns how often proto's dials had that result.
+func (c *counters) dialCount(proto, result string) uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.dials[[2]string{proto, result}]
+}
+
+// The metrics. No label has more values than the configuration has edges, or
+// the code has constants.
+var (
+	descDials = prometheus.NewDesc("warren_connector_dials_total",
+		"Flows that an edge asked for, by protocol and by what became of the dial.", []string{"proto", "result"}, nil)
+	descFlows = prometheus.NewDesc("warren_connector_active_flows",
+		"Live flows.", []string{"proto"}, nil)
+	descMaxFlows = prometheus.NewDesc("warren_connector_max_flows",
+		"Live flows that there may be; beyond it new ones are answered with host unreachable.", []string{"proto"}, nil)
+	descBytes = prometheus.NewDesc("warren_connector_flow_bytes_total",
+		"Payload bytes, to_origin or from_origin.", []string{"direction"}, nil)
+	descUp = prometheus.NewDesc("warren_connector_edge_up",
+		"1 while authenticated packets come from the edge.", []string{"edge"}, nil)
+	descRTT = prometheus.NewDesc("warren_tunnel_rtt_seconds",
+		"Round trip of the tunnel's echoes; absent while unknown.", []string{"edge"}, nil)
+	descMTU = prometheus.NewDesc("warren_tunnel_path_mtu_bytes",
+		"Largest inner packet that fits; absent while unknown.", []string{"edge"}, nil)
+	descWire = prometheus.NewDesc("warren_tunnel_bytes_total",
+		"Encrypted bytes, by direction (rx, tx).", []string{"edge", "direction"}, nil)
+	descDrops = prometheus.NewDesc("warren_drops_total",
+		"What was thrown away, by place and reason.", []string{"where", "why"}, nil)
+	descBuild = prometheus.NewDesc("warren_build_info",
+		"1; the label tells the version.", []string{"version"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (c *Connector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descDials, descFlows, descMaxFlows, descBytes, descUp, descRTT, descMTU, descWire, descDrops, descBuild} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *Connector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	gauge(descBuild, 1, c.deps.Version)
+	for proto, limit := range map[string]int{"tcp": c.spec.MaxTCPFlows, "udp": c.spec.MaxUDPFlows} {
+		gauge(descFlows, float64(c.flows.count(proto)), proto)
+		gauge(descMaxFlows, float64(limit), proto)
+		for _, result := range results {
+			counter(descDials, c.count.dialCount(proto, result), proto, result)
+		}
+	}
+	counter(descBytes, c.count.toOrigin.Load(), "to_origin")
+	counter(descBytes, c.count.fromOrigin.Load(), "from_origin")
+	for _, e := range c.edges {
+		s := e.state()
+		name := e.spec.URL.String()
+		up := 0.0
+		if s.Alive {
+			up = 1
+		}
+		gauge(descUp, up, name)
+		counter(descWire, s.RxBytes, name, "rx")
+		counter(descWire, s.TxBytes, name, "tx")
+		if s.RTT > 0 {
+			gauge(descRTT, s.RTT.Seconds(), name)
+		}
+		if s.PathMTU > 0 {
+			gauge(descMTU, float64(s.PathMTU), name)
+		}
+	}
+	c.eachDrop(func(where, why string, n uint64) { counter(descDrops, n, where, why) })
+}
+
+// eachDrop calls yield once for each place and reason.
+func (c *Connector) eachDrop(yield func(where, why string, n uint64)) {
+	sums := make(map[[2]string]uint64)
+	add := func(where, why string, n uint64) { sums[[2]string{where, why}] += n }
+	c.count.drops.Each(func(why string, n uint64) { add("connector", why, n) })
+	if t := c.device(); t != nil {
+		t.Drops(add)
+	}
+	for key, n := range sums {
+		yield(key[0], key[1], n)
+	}
+}

@@ -1,0 +1,181 @@
+package connector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+
+	"github.com/warrenmesh/warren/connector/guard"
+	"github.com/warrenmesh/warren/connector/origin"
+	"github.com/warrenmesh/warren/netstack/netx"
+	"github.com/warrenmesh/warren/netstack/relay"
+)
+
+// What became of a flow's dial: the label "result" of the dials metric, and
+// the reason in the log.
+const (
+	resultOK          = "ok"
+	resultDenied      = "denied"      // by the guard
+	resultRefused     = "refused"     // by the origin
+	resultUnreachable = "unreachable" // no way to the origin
+	resultTimeout     = "timeout"     // the origin is silent
+	resultResolve     = "resolve"     // an alias's name gave no address
+	resultLimit       = "limit"       // as many flows as there may be
+	resultDraining    = "draining"    // the connector ends
+	resultGone        = "edge_gone"   // the edge gave up before the origin answered
+	resultCanceled    = "canceled"    // the connector ended during the dial
+)
+
+// results are all of them, for the metrics to show from the start.
+var results = []string{
+	resultOK, resultDenied, resultRefused, resultUnreachable, resultTimeout,
+	resultResolve, resultLimit, resultDraining, resultGone, resultCanceled,
+}
+
+// resultOf names what err means to an operator.
+func resultOf(err error) string {
+	switch {
+	case err == nil:
+		return resultOK
+	case errors.Is(err, errDraining):
+		return resultDraining
+	case errors.Is(err, errTooMany):
+		return resultLimit
+	case errors.Is(err, errDenied), errors.Is(err, origin.ErrDenied):
+		return resultDenied
+	case errors.Is(err, origin.ErrResolve):
+		return resultResolve
+	}
+	switch netx.Classify(err) {
+	case netx.ErrRefused:
+		return resultRefused
+	case netx.ErrTimedOut:
+		return resultTimeout
+	case nil:
+		return resultCanceled
+	}
+	return resultUnreachable
+}
+
+// errDenied: the guard denied the destination that the edge asked for.
+var errDenied = fmt.Errorf("%w: denied by the connector's guard", netx.ErrUnreachable)
+
+// request is what the two kinds of request have in common.
+type request interface {
+	Context() context.Context
+	Source() netip.AddrPort
+	Destination() netip.AddrPort
+	Reject(err error)
+}
+
+// begin asks the guard and takes a place for the flow. Where either says no,
+// it answers the edge and reports false; else the caller owes flows.done.
+func (c *Connector) begin(e *edge, proto string, r request) bool {
+	dst := r.Destination()
+	err := error(nil)
+	if v, why := c.guard.Allow(proto, dst); v != guard.Allow {
+		err = fmt.Errorf("%w: \"%s/%s\": %s", errDenied, proto, dst, why)
+	} else {
+		err = c.flows.admit(proto)
+	}
+	if err == nil {
+		return true
+	}
+	r.Reject(err)
+	c.failed(e, proto, r, err)
+	return false
+}
+
+// failed counts and logs a flow that did not come to be.
+func (c *Connector) failed(e *edge, proto string, r request, err error) {
+	result := resultOf(err)
+	c.count.dialed(proto, result)
+	if result == resultCanceled {
+		return // the connector ends; it says so once
+	}
+	c.fails.write(result, err,
+		slog.String("edge", e.spec.URL.String()), slog.String("proto", proto),
+		slog.Any("source", r.Source()), slog.Any("destination", r.Destination()))
+}
+
+// dial opens the origin's side of an admitted flow, or answers the edge with
+// why it cannot. The dial ends with the connector, and with the edge's NIC.
+func (c *Connector) dial(e *edge, proto string, r request) (net.Conn, bool) {
+	ctx, cancel := context.WithCancel(c.flows.ctx)
+	defer cancel()
+	defer context.AfterFunc(r.Context(), cancel)()
+	private, err := c.origin.DialContext(ctx, proto, r.Destination())
+	if err != nil {
+		r.Reject(err)
+		c.failed(e, proto, r, err)
+		return nil, false
+	}
+	return private, true
+}
+
+// serveTCP carries one connection. The edge's SYN is answered only once the
+// origin has accepted, so that the edge knows the truth before a byte flows.
+// It returns when the flow is over; both conns are closed then.
+func (c *Connector) serveTCP(e *edge, r TCPRequest) {
+	if !c.begin(e, "tcp", r) {
+		return
+	}
+	defer c.flows.done("tcp")
+	private, ok := c.dial(e, "tcp", r)
+	if !ok {
+		return
+	}
+	inner, err := r.Accept()
+	if err != nil {
+		netx.Abort(private)
+		c.count.dialed("tcp", resultGone)
+		return
+	}
+	c.count.dialed("tcp", resultOK)
+	c.ended(e, "tcp", r, relay.Copy(c.flows.ctx, inner, private, relay.Options{
+		AToB: &c.count.toOrigin, BToA: &c.count.fromOrigin,
+	}))
+}
+
+// serveUDP carries one UDP flow, until it is idle or one side is gone. When
+// the origin says that nobody listens there, the edge is told.
+func (c *Connector) serveUDP(e *edge, r UDPRequest) {
+	if !c.begin(e, "udp", r) {
+		return
+	}
+	defer c.flows.done("udp")
+	private, ok := c.dial(e, "udp", r)
+	if !ok {
+		return
+	}
+	inner, err := r.Accept()
+	if err != nil {
+		_ = private.Close()
+		c.count.dialed("udp", resultGone)
+		return
+	}
+	c.count.dialed("udp", resultOK)
+	res := relay.Datagrams(c.flows.ctx, inner, private, relay.Options{
+		Idle:   c.spec.UDPIdle,
+		AToB:   &c.count.toOrigin,
+		BToA:   &c.count.fromOrigin,
+		OnDrop: func(why string) { c.count.drops.Add(why, 1) },
+	})
+	if res.End == relay.EndFailed && res.Side == relay.SideB {
+		inner.Unreachable(res.Err)
+	}
+	c.ended(e, "udp", r, res)
+}
+
+// ended notes how an established flow ended; only a debugging operator wants
+// a line for that, the edge writes the flow log.
+func (c *Connector) ended(e *edge, proto string, r request, res relay.Result) {
+	if !c.log.Enabled(context.Background(), slog.LevelDebug) {
+		return
+	}
+	c.log.Debug("flow ended", "edge", e.spec.URL, "proto", proto, "source", r.Source(), "destination", r.Destination(),
+		"to_origin", res.AToB, "from_origin", res.BToA, "end", res.End, "err", res.Err)
+}
