@@ -21,9 +21,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -200,27 +198,4 @@ func sysctl(name, value string) error {
 		return fmt.Errorf("setting %s: %w", name, err)
 	}
 	return nil
-}
-
-// Ordinary returns what makes a process run as somebody other than root, and
-// that somebody's ids as this process must use them in chown. Servers refuse
-// to run as root (PostgreSQL), or drop to an account that need not exist.
-func Ordinary() (attr *syscall.SysProcAttr, uid, gid int) {
-	mode, outer, _ := strings.Cut(os.Getenv(envMode), "/")
-	me, _ := strconv.Atoi(outer)
-	switch {
-	case os.Getuid() != 0: // no namespaces, and nobody special
-		return &syscall.SysProcAttr{}, os.Getuid(), os.Getgid()
-	case mode == modeUser && me != 0:
-		// Only one id exists here. A user namespace inside ours gives it back
-		// its name of outside, and takes root's powers away.
-		return &syscall.SysProcAttr{
-			Cloneflags:  syscall.CLONE_NEWUSER,
-			UidMappings: []syscall.SysProcIDMap{{ContainerID: me, HostID: 0, Size: 1}},
-			GidMappings: []syscall.SysProcIDMap{{ContainerID: me, HostID: 0, Size: 1}},
-		}, 0, 0
-	default:
-		const nobody = 65534
-		return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}, nobody, nobody
-	}
 }

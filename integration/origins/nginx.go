@@ -23,7 +23,7 @@ type NginxConfig struct {
 func Nginx(tb require.TB, host Host, cfg NginxConfig) *proc.Process {
 	tb.Helper()
 	path := require.Tool(tb, "nginx", "nginx-light")
-	dir := directory(tb, "nginx")
+	dir := netns.Directory(tb, "nginx")
 	for name, content := range cfg.Files {
 		write(tb, 0o644, content, dir, "html", name)
 	}
@@ -47,7 +47,7 @@ http {
 	}
 }
 `, dir, cfg.Addr), dir, "nginx.conf")
-	give(tb, dir)
+	netns.Give(tb, dir)
 	attr, _, _ := netns.Ordinary()
 	server := proc.Start(tb, host, proc.Spec{Path: path, Args: []string{"-p", dir, "-e", "stderr", "-c", conf}, Attr: attr})
 	await(tb, server, "nginx", func(ctx context.Context) error {

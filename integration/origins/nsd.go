@@ -17,7 +17,7 @@ import (
 func NSD(tb require.TB, host Host, addr netip.AddrPort, zone, records string) *proc.Process {
 	tb.Helper()
 	path := require.Tool(tb, "nsd", "nsd")
-	dir := directory(tb, "nsd")
+	dir := netns.Directory(tb, "nsd")
 	write(tb, 0o644, records, dir, "zone")
 	conf := write(tb, 0o644, fmt.Sprintf(`
 server:
@@ -38,7 +38,7 @@ zone:
 	name: "%[4]s"
 	zonefile: "zone"
 `, dir, addr.Addr(), addr.Port(), zone), dir, "nsd.conf")
-	give(tb, dir)
+	netns.Give(tb, dir)
 	attr, _, _ := netns.Ordinary()
 	server := proc.Start(tb, host, proc.Spec{Path: path, Args: []string{"-d", "-c", conf}, Attr: attr})
 	await(tb, server, "nsd", func(ctx context.Context) error {

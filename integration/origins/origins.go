@@ -20,7 +20,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/warrenmesh/warren/integration/netns"
 	"github.com/warrenmesh/warren/integration/proc"
 	"github.com/warrenmesh/warren/integration/require"
 )
@@ -59,38 +58,6 @@ func FreePort(tb require.TB) netip.AddrPort {
 	}
 	defer ln.Close()
 	return ln.Addr().(*net.TCPAddr).AddrPort()
-}
-
-// directory makes a directory for a server that runs as an ordinary person:
-// it and everything in it belong to that person. (The test's own TempDir lies
-// below a directory that only the test's user may enter.)
-func directory(tb require.TB, what string) string {
-	tb.Helper()
-	dir, err := os.MkdirTemp("", "warren-"+what+"-")
-	if err != nil {
-		tb.Fatalf("making a directory for %s: %v", what, err)
-	}
-	tb.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			tb.Errorf("removing the directory of %s: %v", what, err)
-		}
-	})
-	return dir
-}
-
-// give hands a directory and what is in it to the ordinary person.
-func give(tb require.TB, dir string) {
-	tb.Helper()
-	_, uid, gid := netns.Ordinary()
-	err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		return os.Lchown(path, uid, gid)
-	})
-	if err != nil {
-		tb.Fatalf("giving %q away: %v", dir, err)
-	}
 }
 
 // write writes a file of a server's directory.

@@ -22,8 +22,7 @@ func Postgres(tb require.TB, host Host, addr netip.AddrPort) *proc.Process {
 	initdb := require.Tool(tb, "initdb", "postgresql")
 	path := require.Tool(tb, "postgres", "postgresql")
 	psql := require.Tool(tb, "psql", "postgresql-client")
-	dir := directory(tb, "postgres")
-	give(tb, dir)
+	dir := netns.Directory(tb, "postgres")
 	attr, _, _ := netns.Ordinary()
 	data := filepath.Join(dir, "data")
 	proc.Must(tb, host, proc.Spec{Path: initdb, Attr: attr, Dir: dir, Args: []string{

@@ -33,7 +33,7 @@ func OpenSSH(tb require.TB, host Host, addr netip.AddrPort) *SSH {
 	attr, name := login(tb)
 	// sshd trusts a key file only if nobody else can write to any directory
 	// above it, /tmp included; StrictModes off lifts that.
-	dir := directory(tb, "sshd")
+	dir := netns.Directory(tb, "sshd")
 	for _, key := range []string{"host", "user"} {
 		proc.Must(tb, host, proc.Spec{Path: keygen, Args: []string{"-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, key)}})
 	}

@@ -1,0 +1,129 @@
+package integration
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/warrenmesh/warren/integration/netns"
+	"github.com/warrenmesh/warren/integration/proc"
+)
+
+// TestSilentWithoutKey sends the WireGuard ports of an edge and a connector
+// everything that somebody without a key can send: not one packet comes back.
+func TestSilentWithoutKey(t *testing.T) {
+	d := deploy(t, "")
+	const counting = `
+		counter scanner { }
+		counter peers { }
+		chain output {
+			type filter hook output priority 0
+			ip daddr 198.51.100.10 udp sport %[1]d counter name scanner
+			ip daddr != 198.51.100.10 udp sport %[1]d counter name peers
+		}`
+	for _, target := range []struct {
+		host *netns.Host
+		addr string
+		port uint16
+	}{
+		{d.edge, "203.0.113.10", 51820},
+		{d.tokyo1, "192.0.2.10", udpPort(t, d.tokyo1)},
+	} {
+		t.Run(target.host.Name(), func(t *testing.T) {
+			target.host.Filter("scan", fmt.Sprintf(counting, target.port))
+			conn, err := d.client.Dial(t.Context(), "udp", fmt.Sprintf("%s:%d", target.addr, target.port))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			scan(t, conn)
+			// The same port goes on serving those who have a key: the test
+			// sees the packets that there are.
+			err = pollFor(t, 10*time.Second, func() error {
+				if packets, _ := target.host.Counter("scan", "peers"); packets < 3 {
+					return fmt.Errorf("the port sent %d packets to its peers", packets)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			if packets, bytes := target.host.Counter("scan", "scanner"); packets != 0 {
+				t.Errorf("the port answered the scanner with %d packets, %d bytes", packets, bytes)
+			}
+			conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+			if n, err := conn.Read(make([]byte, 2048)); err == nil {
+				t.Errorf("the scanner read %d bytes", n)
+			}
+		})
+	}
+	t.Run("a key that nobody knows", d.testStrangerIsIgnored)
+}
+
+// scan sends each message type of WireGuard, and none of it, in its right
+// size and others, with a random body.
+func scan(t *testing.T, conn net.Conn) {
+	t.Helper()
+	body := make([]byte, 1400)
+	plan{Seed: 77}.bytesOf(0).Read(body)
+	for kind := range uint32(6) {
+		for _, size := range []int{0, 1, 3, 4, 16, 31, 32, 48, 63, 64, 65, 91, 92, 93, 147, 148, 149, 512, 1280, 1400} {
+			packet := append([]byte(nil), body[:size]...)
+			if size >= 4 {
+				binary.LittleEndian.PutUint32(packet, kind) // type, and three reserved zeros
+			}
+			if _, err := conn.Write(packet); err != nil {
+				t.Fatalf("%d bytes of type %d: %v", size, kind, err)
+			}
+		}
+	}
+	// A DNS question and an HTTP request, as scanners send.
+	conn.Write([]byte("\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x07version\x04bind\x00\x00\x10\x00\x03"))
+	conn.Write([]byte("GET / HTTP/1.1\r\n\r\n"))
+}
+
+// testStrangerIsIgnored shakes hands in due form with a key that the edge does
+// not have: the real client of the protocol gets no answer either.
+func (d *deployment) testStrangerIsIgnored(t *testing.T) {
+	before, _ := d.edge.Counter("scan", "scanner")
+	stranger := d.connector(t, d.client, "stranger", d.warren.GenKey(t))
+	waitFor(t, 3*time.Second)
+	if strings.Contains(stranger.Output(), "ready") {
+		t.Errorf("a connector that nobody knows became ready:\n%s", stranger.Output())
+	}
+	if after, _ := d.edge.Counter("scan", "scanner"); after != before {
+		t.Errorf("the edge answered a stranger with %d packets", after-before)
+	}
+}
+
+// udpPort is the first UDP port that is open on a host: a connector's host has
+// one, which may be of either family.
+func udpPort(t *testing.T, host *netns.Host) uint16 {
+	t.Helper()
+	var table []byte
+	err := pollFor(t, 5*time.Second, func() error {
+		return host.Do(func() (err error) {
+			if table, err = os.ReadFile("/proc/thread-self/net/udp"); err == nil && strings.Count(string(table), "\n") < 2 {
+				err = proc.Fatal(fmt.Errorf("no UDP port is open on host %q", host.Name()))
+			}
+			return err
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var (
+		slot string
+		addr uint32
+		port uint16
+	)
+	line := strings.Split(string(table), "\n")[1]
+	if _, err := fmt.Sscanf(line, "%s %08X:%04X", &slot, &addr, &port); err != nil {
+		t.Fatalf("reading %q: %v", line, err)
+	}
+	return port
+}
