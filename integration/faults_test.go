@@ -55,7 +55,7 @@ func TestEdgeKilledAndRestarted(t *testing.T) {
 	for _, s := range sessions {
 		select {
 		case <-s.ended:
-			_, err, at := s.state()
+			_, at, err := s.state()
 			if errors.Is(err, errCorrupt) {
 				t.Error(err)
 			}
@@ -204,7 +204,7 @@ func TestCablePulled(t *testing.T) {
 	up := time.Now()
 	err := pollFor(t, 20*time.Second, func() error {
 		for i, s := range sessions {
-			right, err, _ := s.state()
+			right, _, err := s.state()
 			if err != nil {
 				return fmt.Errorf("session %d ended: %w", s.seed, err)
 			}

@@ -107,7 +107,7 @@ func openSession(ctx context.Context, host *netns.Host, address string, seed uin
 	wg.Go(s.listen)
 	go func() { wg.Wait(); close(s.ended) }()
 	err = proc.Poll(ctx, func() error {
-		if right, err, _ := s.state(); err != nil {
+		if right, _, err := s.state(); err != nil {
 			return proc.Fatal(err)
 		} else if right == 0 {
 			return errors.New("nothing has come back")
@@ -162,10 +162,10 @@ func (s *session) listen() {
 	}
 }
 
-func (s *session) state() (right int64, err error, at time.Time) {
+func (s *session) state() (right int64, at time.Time, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.right, s.err, s.at
+	return s.right, s.at, s.err
 }
 
 func (s *session) close() {

@@ -171,6 +171,20 @@ func listen(t *testing.T, host *netns.Host, address string, serve func(net.Conn)
 		t.Fatal(err)
 	}
 	s := &server{conns: map[net.Conn]bool{}}
+	s.accept(ln, serve)
+	t.Cleanup(func() { ln.Close(); s.close(); s.wg.Wait() })
+}
+
+// server is the connections that listen has accepted.
+type server struct {
+	wg     sync.WaitGroup
+	mu     sync.Mutex
+	conns  map[net.Conn]bool
+	closed bool
+}
+
+// accept serves what a listener accepts until it is closed.
+func (s *server) accept(ln net.Listener, serve func(net.Conn)) {
 	s.wg.Go(func() {
 		for {
 			conn, err := ln.Accept()
@@ -182,15 +196,6 @@ func listen(t *testing.T, host *netns.Host, address string, serve func(net.Conn)
 			}
 		}
 	})
-	t.Cleanup(func() { ln.Close(); s.close(); s.wg.Wait() })
-}
-
-// server is the connections that listen has accepted.
-type server struct {
-	wg     sync.WaitGroup
-	mu     sync.Mutex
-	conns  map[net.Conn]bool
-	closed bool
 }
 
 func (s *server) add(conn net.Conn) bool {

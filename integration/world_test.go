@@ -65,9 +65,9 @@ func newWorld(t *testing.T) *world {
 		public.host.IP("address add "+public.addr+" dev wan", "route add default via "+gateway)
 	}
 	// The internet's own interfaces speak IPv6 too, for the client and the edge.
-	w.internet.IP("-6 address add 2001:db8:c::1/64 dev client nodad", "-6 address add 2001:db8:e::1/64 dev edge nodad")
-	w.client.IP("-6 address add 2001:db8:c::10/64 dev wan nodad", "-6 route add default via 2001:db8:c::1")
-	w.edge.IP("-6 address add 2001:db8:e::10/64 dev wan nodad", "-6 route add default via 2001:db8:e::1")
+	w.internet.IP("address add 2001:db8:c::1/64 dev client nodad", "address add 2001:db8:e::1/64 dev edge nodad")
+	w.client.IP("address add 2001:db8:c::10/64 dev wan nodad", "route add default via 2001:db8:c::1")
+	w.edge.IP("address add 2001:db8:e::10/64 dev wan nodad", "route add default via 2001:db8:e::1")
 	for _, site := range []struct {
 		host       *netns.Host
 		connectors []*netns.Host

@@ -207,7 +207,13 @@ func settleNetwork() error {
 	if err := sysctl("net/ipv4/ip_unprivileged_port_start", "0"); err != nil {
 		return err
 	}
-	return nil
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
+		return nil // a kernel without IPv6
+	}
+	// Looking for duplicate addresses takes a second in which IPv6 is mute.
+	return errors.Join(
+		sysctl("net/ipv6/conf/all/accept_dad", "0"),
+		sysctl("net/ipv6/conf/default/accept_dad", "0"))
 }
 
 // tryTwoHosts makes what every test makes, once: the proof that it can.

@@ -48,6 +48,9 @@ type Spec struct {
 	Dir   string   // working directory; default: the test's
 	Env   []string // added to this process's environment
 	Stdin string   // what it reads; default: nothing
+	// StdinFile is what it reads instead, for who goes on writing to a pipe.
+	// The caller closes it.
+	StdinFile *os.File
 	// Attr is copied into the command, for credentials and namespaces. The
 	// process group is set in any case.
 	Attr *syscall.SysProcAttr
@@ -70,7 +73,7 @@ type Process struct {
 // the test if the program cannot be started.
 func Start(tb require.TB, place Place, spec Spec) *Process {
 	tb.Helper()
-	p, err := start(place, spec)
+	p, err := Launch(place, spec)
 	if err != nil {
 		tb.Fatalf("starting %q: %v", spec.Path, err)
 		return nil
@@ -84,7 +87,8 @@ func Start(tb require.TB, place Place, spec Spec) *Process {
 	return p
 }
 
-func start(place Place, spec Spec) (*Process, error) {
+// Launch starts a program that the caller ends, with Stop or Kill.
+func Launch(place Place, spec Spec) (*Process, error) {
 	p := &Process{name: spec.Name, output: newTail(), stop: spec.StopSignal, done: make(chan struct{})}
 	if p.name == "" {
 		p.name = spec.Path[strings.LastIndexByte(spec.Path, '/')+1:]
@@ -96,7 +100,10 @@ func start(place Place, spec Spec) (*Process, error) {
 	cmd.Dir = spec.Dir
 	cmd.Env = append(os.Environ(), spec.Env...)
 	cmd.Stdout, cmd.Stderr = p.output, p.output
-	if spec.Stdin != "" {
+	switch {
+	case spec.StdinFile != nil:
+		cmd.Stdin = spec.StdinFile
+	case spec.Stdin != "":
 		cmd.Stdin = strings.NewReader(spec.Stdin)
 	}
 	// A grandchild that left the group and kept our pipe must not hold Wait.
@@ -122,7 +129,7 @@ func start(place Place, spec Spec) (*Process, error) {
 // and output together. The error says how it ended and quotes the end of what
 // it printed. When ctx is done the program is killed.
 func Run(ctx context.Context, place Place, spec Spec) (string, error) {
-	p, err := start(place, spec)
+	p, err := Launch(place, spec)
 	if err != nil {
 		return "", fmt.Errorf("starting %q: %w", spec.Path, err)
 	}
@@ -147,6 +154,9 @@ func Must(tb require.TB, place Place, spec Spec) string {
 	}
 	return out
 }
+
+// Name is the program's name, for messages.
+func (p *Process) Name() string { return p.name }
 
 // Pid is the process id as this process sees it.
 func (p *Process) Pid() int { return p.cmd.Process.Pid }
