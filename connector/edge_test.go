@@ -267,7 +267,7 @@ func TestSuspendedMachineCallsAtOnce(t *testing.T) {
 		time.Sleep(5 * time.Minute) // far in the back-off
 		synctest.Wait()
 		before := len(p.called())
-		b.asleep = 8 * time.Hour
+		b.asleep.Store(int64(8 * time.Hour))
 		time.Sleep(sleepCheck)
 		synctest.Wait()
 		if got := len(p.called()); got != before+1 {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -227,7 +228,7 @@ type bench struct {
 	origins  *memnet.Net
 	log      *logLines
 	force    chan struct{}
-	asleep   time.Duration // how far the wall's clock is ahead
+	asleep   atomic.Int64 // nanoseconds: how far the wall's clock is ahead
 
 	stop func()
 	end  chan error
@@ -261,7 +262,7 @@ func newBench(t *testing.T) *bench {
 		Log: slog.New(b.log), Force: b.force, Version: "v1",
 		Resolver: b.resolver, OriginNet: memDialer{b.origins}, Reach: b.reach,
 		Tunnel: func(TunnelConfig) (Tunnel, error) { return b.tunnel, nil },
-		Wall:   func() time.Time { return time.Now().Round(0).Add(b.asleep) },
+		Wall:   func() time.Time { return time.Now().Round(0).Add(time.Duration(b.asleep.Load())) },
 	}
 	return b
 }
@@ -294,8 +295,10 @@ func (b *bench) finish() error {
 	b.t.Helper()
 	b.stop()
 	err := <-b.end
-	if !b.tunnel.closed {
-		b.t.Error("the tunnel was left open")
+	b.tunnel.mu.Lock()
+	defer b.tunnel.mu.Unlock()
+	if !b.tunnel.closed || !b.tunnel.draining && err == nil {
+		b.t.Errorf("the tunnel was closed: %v, and told to drain: %v", b.tunnel.closed, b.tunnel.draining)
 	}
 	return err
 }

@@ -38,6 +38,13 @@ func (r *fakeRequest) Reject(err error) {
 	r.rejected = append(r.rejected, err)
 }
 
+// answers returns how often the request was answered.
+func (r *fakeRequest) answers() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.rejected) + r.accepted
+}
+
 // verdict returns the one answer that the request got.
 func (r *fakeRequest) verdict(t *testing.T) error {
 	t.Helper()
@@ -245,6 +252,11 @@ func TestTCPFailures(t *testing.T) {
 	}
 }
 
+// silence makes an origin drop what it is sent.
+func (b *bench) silence(addr string) {
+	b.origins.FailDial(netip.MustParseAddrPort(addr), memnet.ErrSilence)
+}
+
 func rule(s string) guard.Rule {
 	r, err := guard.ParseRule(s)
 	if err != nil {
@@ -265,7 +277,7 @@ func (b *bench) alias(from, to string) {
 
 func TestSYNWaitsForTheOrigin(t *testing.T) {
 	inBubble(t, func(t *testing.T, b *bench) {
-		b.origins.FailDial(netip.MustParseAddrPort("10.0.0.10:80"), memnet.ErrSilence)
+		b.silence("10.0.0.10:80")
 		b.start()
 		b.join()
 		r := newTCPRequest("10.0.0.10:80")
@@ -273,7 +285,7 @@ func TestSYNWaitsForTheOrigin(t *testing.T) {
 		ended := b.tcp(r)
 		time.Sleep(origin.DefaultTimeout - time.Millisecond)
 		synctest.Wait()
-		if len(r.rejected)+r.accepted != 0 {
+		if r.answers() != 0 {
 			t.Fatal("the SYN was answered before the origin was")
 		}
 		<-ended
