@@ -30,10 +30,12 @@ type room struct {
 var ofEdge = []string{"edge/flow", "netstack/netx", "netstack/relay"}
 
 var rooms = []room{
-	{"cmd/warren", []string{"edge", "connector", "dnsd", "edge/config", "connector/config", "dnsd/config", "configs/...", "edge/admin/client", "cmd/warren/..."}, whyCmd},
-	{"cmd/warren-connector", []string{"connector", "connector/config", "configs/..."}, whyCmd},
-	{"cmd/warren/demo", []string{"edge", "connector", "dnsd", "edge/config", "connector/config", "dnsd/config", "configs/...", "edge/admin/client"}, whyCmd},
-	{"cmd/warren/doctor", []string{"edge", "connector", "dnsd", "edge/config", "connector/config", "dnsd/config", "configs/...", "edge/admin/client"}, whyCmd},
+	{"cmd/warren", []string{"edge", "connector", "dnsd", "edge/config", "connector/config", "dnsd/config", "configs/...", "edge/admin/client", "host", "cmd/warren/..."}, whyCmd},
+	{"cmd/warren-connector", []string{"connector", "connector/config", "configs/...", "host"}, whyCmd},
+	{"cmd/warren/demo", []string{"edge", "connector", "dnsd", "edge/config", "connector/config", "dnsd/config", "configs/...", "edge/admin/client", "host"}, whyCmd},
+	{"cmd/warren/doctor", []string{"edge", "connector", "dnsd", "edge/config", "connector/config", "dnsd/config", "configs/...", "edge/admin/client", "host"}, whyCmd},
+
+	{"host", []string{}, whyLeaf},
 
 	{"configs", []string{}, whyConfigs},
 	{"configs/strict", []string{}, whyLeaf},
@@ -48,10 +50,10 @@ var rooms = []room{
 	{"netstack/netx", []string{}, whyLeaf},
 	{"netstack/memnet", []string{"netstack/netx"}, whyNetstack},
 
-	{"edge", []string{"edge/...", "netstack/...", "dnsd/...", "configs/..."}, whyEdge},
+	{"edge", []string{"edge/...", "netstack/...", "dnsd/...", "configs/...", "host"}, whyEdge},
 	{"edge/flow", []string{}, whyLeaf},
 	{"edge/wire", []string{}, whyLeaf},
-	{"edge/config", []string{"edge/...", "netstack/...", "dnsd/...", "configs/..."}, whyEdgeConfig},
+	{"edge/config", []string{"edge/...", "netstack/...", "dnsd/...", "configs/...", "host"}, whyEdgeConfig},
 	{"edge/ingress", ofEdge, whyRoom},
 	{"edge/proxyproto", ofEdge, whyRoom},
 	{"edge/shield", ofEdge, whyRoom},
@@ -71,8 +73,8 @@ var rooms = []room{
 	{"edge/isolate", ofEdge, whyRoom},
 	{"edge/cluster", ofEdge, whyRoom},
 
-	{"connector", []string{"connector/...", "edge/wire", "netstack/...", "configs/..."}, whyConnector},
-	{"connector/config", []string{"connector", "connector/guard", "connector/origin", "netstack/...", "configs/..."}, whyConnector},
+	{"connector", []string{"connector/...", "edge/wire", "netstack/...", "configs/...", "host"}, whyConnector},
+	{"connector/config", []string{"connector", "connector/guard", "connector/origin", "netstack/...", "configs/...", "host"}, whyConnector},
 	{"connector/guard", []string{}, whyConnector},
 	{"connector/origin", []string{"connector/guard", "netstack/netx", "netstack/relay"}, whyConnector},
 

@@ -1,12 +1,16 @@
 package integration
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,6 +18,7 @@ import (
 
 	"github.com/warrenmesh/warren/integration/daemon"
 	"github.com/warrenmesh/warren/integration/origins"
+	"github.com/warrenmesh/warren/integration/proc"
 )
 
 // local is Warren on the loopback: one edge, two networks with the same
@@ -92,6 +97,7 @@ origin = "tokyo/10.0.0.10:9"
 	}
 	l.edge = w.StartEdge(t, origins.Loopback{}, daemon.EdgeConfig{
 		Name: "edge", Key: edgeKey, Listen: wireguard.String(), Metrics: origins.FreePort(t), Tables: l.tables(""),
+		Log: `flows = "flows.jsonl"`, // beside edge.toml
 	})
 	connector := func(name string, key daemon.Key) *daemon.Connector {
 		origin := serveLoopback(t, greeter(name))
@@ -167,8 +173,62 @@ func TestLoopback(t *testing.T) {
 			}
 		})
 	}
+	t.Run("flow log", l.testFlowLog)
 	t.Run("reload", l.testReload)
 	t.Run("drain", l.testDrain)
+}
+
+// testFlowLog looks for the flows of the subtests before it: every one has a
+// line that says how it ended, and the bytes are those that the client saw.
+func (l *local) testFlowLog(t *testing.T) {
+	type line struct {
+		App, Network, Connector, Endpoint, Why string
+
+		Status   int
+		ClientIP string `json:"client_ip"`
+		BytesIn  int    `json:"bytes_in"`
+		BytesOut int    `json:"bytes_out"`
+	}
+	over := len("over and out\n")
+	want := []line{
+		{App: "berlin", Status: 200, Network: "berlin", Connector: "berlin-1", Endpoint: "10.0.0.10:7", BytesIn: over, BytesOut: over + 2*len("berlin\n")},
+		{App: "tokyo", Status: 200, Network: "tokyo", Connector: "tokyo-1", Endpoint: "10.0.0.10:7", BytesIn: over, BytesOut: over + 2*len("tokyo\n")},
+		{App: "denied", Status: 403},
+		{App: "closed", Status: 520, Network: "tokyo", Endpoint: "10.0.0.10:9"},
+	}
+	var text []byte
+	err := pollFor(t, 10*time.Second, func() (err error) {
+		if text, err = os.ReadFile(filepath.Join(l.edge.Dir, "flows.jsonl")); err != nil {
+			return err
+		}
+		var lines []line
+		for raw := range bytes.Lines(text) {
+			var l line
+			if err := json.Unmarshal(raw, &l); err != nil {
+				return fmt.Errorf("the line %q: %w", raw, err)
+			}
+			if l.Status != 200 && l.Why == "" {
+				return proc.Fatal(fmt.Errorf("the line %q does not say why", raw))
+			}
+			if l.ClientIP != "127.0.0.1" {
+				return proc.Fatal(fmt.Errorf("the line %q does not name the client", raw))
+			}
+			l.ClientIP, l.Why = "", ""
+			if l.Status != 200 {
+				l.Connector = "" // refused by whom: the endpoint matters
+			}
+			lines = append(lines, l)
+		}
+		for _, w := range want {
+			if !slices.Contains(lines, w) {
+				return fmt.Errorf("no line %+v", w)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Errorf("%v in the flow log:\n%s", err, text)
+	}
 }
 
 // testReload adds an app while a connection is open, then breaks the file.

@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -126,8 +127,16 @@ func TestSessionsAndLoadWithoutWarren(t *testing.T) {
 			t.Error(o.err)
 		}
 	}
-	if live, corrupt := echo.seen(); live != len(sessions) || len(corrupt) != 0 {
-		t.Errorf("%d sessions are live, want %d; corrupt: %v", live, len(sessions), corrupt)
+	if err := pollFor(t, 5*time.Second, func() error {
+		if live, _ := echo.seen(); live != len(sessions) {
+			return fmt.Errorf("%d sessions are live, want %d", live, len(sessions))
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	if _, corrupt := echo.seen(); len(corrupt) != 0 {
+		t.Error(corrupt)
 	}
 	sessions[0].conn.Close()
 	<-sessions[0].ended
