@@ -78,11 +78,11 @@ func setText(v reflect.Value, text string) error {
 	case typeSize:
 		parsed, err = ParseSize(text)
 	case typeAddr:
-		parsed, err = parseAddr(text)
+		parsed, err = ParseAddr(text)
 	case typeAddrPort:
-		parsed, err = parseAddrPort(text)
+		parsed, err = ParseAddrPort(text)
 	case typePrefix:
-		parsed, err = parsePrefix(text)
+		parsed, err = ParsePrefix(text)
 	default:
 		return v.Addr().Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(text))
 	}
@@ -105,7 +105,9 @@ func plainAddr(a netip.Addr) error {
 	return nil
 }
 
-func parseAddr(text string) (netip.Addr, error) {
+// ParseAddr reads an address without a zone, IPv4 as such. Its error is a
+// Fault, as are those of ParseAddrPort and ParsePrefix.
+func ParseAddr(text string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(text)
 	if err != nil {
 		hint := `write it like "192.0.2.1" or "2001:db8::1"`
@@ -119,7 +121,8 @@ func parseAddr(text string) (netip.Addr, error) {
 	return a, plainAddr(a)
 }
 
-func parseAddrPort(text string) (netip.AddrPort, error) {
+// ParseAddrPort reads "192.0.2.1:443" or "[2001:db8::1]:443".
+func ParseAddrPort(text string) (netip.AddrPort, error) {
 	ap, err := netip.ParseAddrPort(text)
 	if err == nil {
 		return ap, plainAddr(ap.Addr())
@@ -137,7 +140,8 @@ func parseAddrPort(text string) (netip.AddrPort, error) {
 	return ap, Reject("not an address and port", hint)
 }
 
-func parsePrefix(text string) (netip.Prefix, error) {
+// ParsePrefix reads "10.0.0.0/16", without bits behind the prefix length.
+func ParsePrefix(text string) (netip.Prefix, error) {
 	p, err := netip.ParsePrefix(text)
 	if err != nil {
 		if a, aerr := netip.ParseAddr(text); aerr == nil {

@@ -198,6 +198,17 @@ func (d *Doc) Where(path string) string {
 	return fmt.Sprintf("%s:%d", n.file.name, n.line)
 }
 
+// File returns the name of the file that sets path, or the closest table
+// around it.
+func (d *Doc) File(path string) string {
+	n, _ := d.root.find(path)
+	return n.file.name
+}
+
+// Fork returns a Doc of the same tree without any problem, for checks that come
+// later. The two may be used at the same time.
+func (d *Doc) Fork() *Doc { return &Doc{root: d.root} }
+
 // Has tells whether the document sets path.
 func (d *Doc) Has(path string) bool {
 	_, rest := d.root.find(path)
