@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/warrenmesh/warren/edge/admin/client"
@@ -79,6 +80,7 @@ func New(log *slog.Logger, source Source, control Control) *Server {
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	requests, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	var conns sync.WaitGroup // one for each connection's goroutine
 	server := &http.Server{
 		Handler:           s.Handler(),
 		ReadHeaderTimeout: readTimeout,
@@ -88,6 +90,14 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 		BaseContext:       func(net.Listener) context.Context { return requests },
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			switch state {
+			case http.StateNew:
+				conns.Add(1)
+			case http.StateClosed:
+				conns.Done()
+			}
+		},
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ln) }()
@@ -102,7 +112,9 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		cancel() // the handlers that are left give up
 		_ = server.Close()
 	}
-	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+	err := <-served
+	conns.Wait()
+	if !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving the admin socket: %w", err)
 	}
 	return nil

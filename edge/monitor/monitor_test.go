@@ -3,10 +3,8 @@ package monitor
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -20,161 +18,6 @@ import (
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// world is a hand-written place to dial: each address has a state, each dial
-// is counted, and the conns that nobody has aborted are known.
-type world struct {
-	mu     sync.Mutex
-	err    map[string]error // "network/addr" → what a dial gets; absent: accepted
-	delay  time.Duration    // before the answer
-	dials  map[string]int
-	at     []time.Time // of each dial
-	open   int         // conns neither aborted nor closed
-	closed int         // conns closed in order, which leaves a TIME_WAIT
-	most   int         // dials under way at one time, at most
-	now    int
-}
-
-func newWorld() *world {
-	return &world{err: make(map[string]error), dials: make(map[string]int)}
-}
-
-func (w *world) set(place string, err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if err == nil {
-		delete(w.err, place)
-		return
-	}
-	w.err[place] = err
-}
-
-func (w *world) count(place string) int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.dials[place]
-}
-
-var errSilence = errors.New("silence") // a dial that only ctx ends
-
-func (w *world) dial(ctx context.Context, network string, addr netip.AddrPort) (net.Conn, error) {
-	place := network + "/" + addr.String()
-	w.mu.Lock()
-	w.dials[place]++
-	w.at = append(w.at, time.Now())
-	w.now++
-	w.most = max(w.most, w.now)
-	err, delay := w.err[place], w.delay
-	w.mu.Unlock()
-	defer func() {
-		w.mu.Lock()
-		w.now--
-		w.mu.Unlock()
-	}()
-	if errors.Is(err, errSilence) {
-		<-ctx.Done()
-		return nil, fmt.Errorf("dialling %q in network %q: %w", addr, network, ctx.Err())
-	}
-	select {
-	case <-time.After(delay):
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("dialling %q in network %q: %w", addr, network, err)
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.open++
-	return &fakeConn{w: w}, nil
-}
-
-// fakeConn knows only how it ended.
-type fakeConn struct {
-	net.Conn
-	w    *world
-	once sync.Once
-}
-
-func (c *fakeConn) Abort() {
-	c.once.Do(func() {
-		c.w.mu.Lock()
-		defer c.w.mu.Unlock()
-		c.w.open--
-	})
-}
-
-func (c *fakeConn) Close() error {
-	c.once.Do(func() {
-		c.w.mu.Lock()
-		defer c.w.mu.Unlock()
-		c.w.open--
-		c.w.closed++
-	})
-	return nil
-}
-
-// events collects changes as "place from→to".
-type events struct {
-	mu   sync.Mutex
-	list []string
-}
-
-func (e *events) add(c Change) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.list = append(e.list, fmt.Sprintf("%s/%s %s %s→%s", c.Network, c.Addr, c.Monitor, c.From, c.To))
-}
-
-func (e *events) take() []string {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	list := e.list
-	e.list = nil
-	return list
-}
-
-const place = "berlin/10.0.0.10:5432"
-
-var (
-	pg     = Spec{Name: "pg", Type: TypeTCP, Interval: 5 * time.Second, Timeout: 2 * time.Second, Rise: 2, Fall: 2}
-	addr10 = netip.MustParseAddrPort("10.0.0.10:5432")
-	addr11 = netip.MustParseAddrPort("10.0.0.11:5432")
-	target = Target{Network: "berlin", Addr: addr10, Monitor: "pg"}
-)
-
-// after lets d of the bubble's time go by, and all that happens in it.
-func after(d time.Duration) {
-	time.Sleep(d)
-	synctest.Wait()
-}
-
-// start makes a Monitor in a bubble, over the one target.
-func start(t *testing.T, w *world, spec Spec) (*Monitor, *events) {
-	t.Helper()
-	e := new(events)
-	m := New(Deps{Dial: w.dial, OnChange: e.add})
-	t.Cleanup(m.Stop)
-	if err := m.Apply([]Spec{spec}, []Target{target}); err != nil {
-		t.Fatal(err)
-	}
-	return m, e
-}
-
-func wantUp(t *testing.T, m *Monitor, want bool, wantWhy string) {
-	t.Helper()
-	up, why := m.Up(target.Network, target.Addr, target.Monitor)
-	if up != want || why != wantWhy {
-		t.Fatalf("up = %v %q, want %v %q", up, why, want, wantWhy)
-	}
-}
-
-func wantEvents(t *testing.T, e *events, want ...string) {
-	t.Helper()
-	if diff := cmp.Diff(want, e.take()); diff != "" {
-		t.Fatalf("events differ (-want +got):\n%s", diff)
-	}
-}
 
 func TestBeginsUnknownAndSettlesAtLoad(t *testing.T) {
 	tests := []struct {
@@ -367,6 +210,53 @@ func TestConcurrencyIsBoundedAndStartsAreSpread(t *testing.T) {
 			if n > 7 {
 				t.Errorf("%d checks left at %v", n, at)
 			}
+		}
+	})
+}
+
+func TestFirstChecksAreSpread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := New(Deps{Dial: w.dial})
+		defer m.Stop()
+		var targets []Target
+		for i := range 200 {
+			addr := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 1, byte(i)}), 80)
+			targets = append(targets, Target{"berlin", addr, "pg"})
+		}
+		began := time.Now()
+		if err := m.Apply([]Spec{pg}, targets); err != nil {
+			t.Fatal(err)
+		}
+		after(time.Second)
+		early := 0
+		for _, at := range w.at {
+			if at.Sub(began) < 50*time.Millisecond {
+				early++
+			}
+		}
+		if len(w.at) != 200 || early > 100 {
+			t.Errorf("%d of %d first checks left within the first fifth of their time", early, len(w.at))
+		}
+	})
+}
+
+// A dialer that does not honour its context must not make a slow endpoint up.
+func TestALateAnswerIsATimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		m := New(Deps{Dial: func(_ context.Context, network string, addr netip.AddrPort) (net.Conn, error) {
+			time.Sleep(pg.Timeout + time.Millisecond)
+			return w.dial(context.Background(), network, addr)
+		}})
+		defer m.Stop()
+		if err := m.Apply([]Spec{pg}, []Target{target}); err != nil {
+			t.Fatal(err)
+		}
+		after(pg.Timeout + time.Second)
+		wantUp(t, m, false, "connection timed out")
+		if w.open != 0 || w.closed != 0 {
+			t.Errorf("%d conns left open, %d closed in order", w.open, w.closed)
 		}
 	})
 }

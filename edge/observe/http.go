@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -50,6 +51,7 @@ const closeGrace = time.Second
 // Serve answers on ln until ctx ends, and closes it. It returns nil when ctx
 // ended it.
 func Serve(ctx context.Context, ln net.Listener, handler http.Handler) error {
+	var conns sync.WaitGroup // one for each connection's goroutine
 	server := &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: 5 * time.Second,
@@ -57,6 +59,14 @@ func Serve(ctx context.Context, ln net.Listener, handler http.Handler) error {
 		WriteTimeout:      30 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    16 << 10,
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			switch state {
+			case http.StateNew:
+				conns.Add(1)
+			case http.StateClosed:
+				conns.Done()
+			}
+		},
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ln) }()
@@ -70,7 +80,9 @@ func Serve(ctx context.Context, ln net.Listener, handler http.Handler) error {
 	if err := server.Shutdown(grace); err != nil {
 		_ = server.Close()
 	}
-	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+	err := <-served
+	conns.Wait()
+	if !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving metrics on %s: %w", ln.Addr(), err)
 	}
 	return nil

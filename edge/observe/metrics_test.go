@@ -130,6 +130,9 @@ func TestMetricsAskOtherRooms(t *testing.T) {
 	if diff := cmp.Diff(want, without(series(t, m), "warren_build_info")); diff != "" {
 		t.Errorf("series differ (-want +got):\n%s", diff)
 	}
+	if _, err := m.registry.Gather(); err != nil {
+		t.Errorf("gathering: %v", err)
+	}
 	remove()
 	if got := series(t, m); got[`warren_drops_total{where="link",why="queue_full"}`] != 4 {
 		t.Errorf("after one source is gone: %v", got)
