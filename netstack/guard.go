@@ -2,8 +2,12 @@ package netstack
 
 import (
 	"encoding/binary"
+	"net/netip"
+	"slices"
 
+	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
@@ -14,6 +18,7 @@ const (
 	whyProtocol      = "protocol"       // neither TCP, UDP nor an ICMP error
 	whyICMPUnknown   = "icmp_unknown"   // an ICMP error that is about no flow of this NIC
 	whyICMPFragment  = "icmp_fragment"  // an ICMP message in fragments
+	whyICMPBacklog   = "icmp_backlog"   // "packet too big" while the last one is still being heeded
 	whyICMPMalformed = "icmp_malformed" // an ICMP error that quotes nothing usable
 )
 
@@ -69,8 +74,8 @@ type inbound struct {
 // DeliverLinkPacket is for packet sockets, which Warren has none of.
 func (in *inbound) DeliverLinkPacket(tcpip.NetworkProtocolNumber, *stack.PacketBuffer) {}
 
-// DeliverNetworkPacket passes TCP and UDP on, handles ICMP errors, and drops
-// and counts the rest. It never blocks.
+// DeliverNetworkPacket passes TCP and UDP on (whole: fragments wait for
+// the rest), handles ICMP errors, and drops and counts everything else. It never blocks.
 func (in *inbound) DeliverNetworkPacket(protocol tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) {
 	why := whyProtocol
 	switch protocol {
@@ -92,6 +97,9 @@ func (in *inbound) deliver4(pkt *stack.PacketBuffer) (why string) {
 	fragment := binary.BigEndian.Uint16(b[6:])&0x3fff != 0 // more fragments, or an offset
 	switch b[9] {
 	case protoTCP, protoUDP:
+		if fragment {
+			return in.fragment4(pkt)
+		}
 		in.next.DeliverNetworkPacket(header.IPv4ProtocolNumber, pkt)
 		return ""
 	case protoICMPv4:
@@ -101,6 +109,39 @@ func (in *inbound) deliver4(pkt *stack.PacketBuffer) (why string) {
 		return in.nic.handleICMP(parseICMPv4(pkt.Data().AsRange().ToSlice()))
 	}
 	return whyProtocol
+}
+
+// fragment4 takes a fragment, and delivers the datagram if it completes one.
+func (in *inbound) fragment4(pkt *stack.PacketBuffer) (why string) {
+	b, _ := pkt.Data().PullUp(ip4HeaderLen)
+	hlen, total := int(b[0]&0x0f)*4, int(binary.BigEndian.Uint16(b[2:]))
+	b, ok := pkt.Data().PullUp(hlen)
+	if !ok || hlen < ip4HeaderLen || total < hlen || total > pkt.Data().Size() {
+		return whyMalformed
+	}
+	flags := binary.BigEndian.Uint16(b[6:])
+	key := fragmentKey{
+		src: netip.AddrFrom4([4]byte(b[12:16])), dst: netip.AddrFrom4([4]byte(b[16:20])),
+		id: uint32(binary.BigEndian.Uint16(b[4:])), proto: b[9],
+	}
+	data := pkt.Data().ToBuffer()
+	data.TrimFront(int64(hlen))
+	data.Truncate(int64(total - hlen))
+	head, whole, complete := in.nic.fragments.add(key, int(flags&0x1fff)*8, flags&0x2000 != 0, b, data, 65535-ip4HeaderLen)
+	if !complete {
+		return ""
+	}
+	length := len(head) + int(whole.Size())
+	if length > 65535 {
+		whole.Release()
+		return whyFragment
+	}
+	binary.BigEndian.PutUint16(head[2:], uint16(length))
+	binary.BigEndian.PutUint32(head[4:], 0) // id, flags and offset
+	binary.BigEndian.PutUint16(head[10:], 0)
+	binary.BigEndian.PutUint16(head[10:], ^checksum.Checksum(head, 0))
+	in.deliverWhole(header.IPv4ProtocolNumber, head, whole)
+	return ""
 }
 
 func (in *inbound) deliver6(pkt *stack.PacketBuffer) (why string) {
@@ -113,19 +154,58 @@ func (in *inbound) deliver6(pkt *stack.PacketBuffer) (why string) {
 		in.next.DeliverNetworkPacket(header.IPv6ProtocolNumber, pkt)
 		return ""
 	case protoFragment:
-		b, ok := pkt.Data().PullUp(header.IPv6MinimumSize + header.IPv6FragmentHeaderSize)
-		if !ok {
-			return whyMalformed
-		}
-		if b[header.IPv6MinimumSize] != protoTCP && b[header.IPv6MinimumSize] != protoUDP {
-			return whyICMPFragment
-		}
-		in.next.DeliverNetworkPacket(header.IPv6ProtocolNumber, pkt)
-		return ""
+		return in.fragment6(pkt)
 	case protoICMPv6:
 		return in.nic.handleICMP(parseICMPv6(pkt.Data().AsRange().ToSlice()))
 	}
-	return whyProtocol
+	return whyProtocol // extension headers too: nothing that Warren carries has them
+}
+
+// fragment6 is fragment4 for IPv6 (RFC 8200 section 4.5).
+func (in *inbound) fragment6(pkt *stack.PacketBuffer) (why string) {
+	const headers = ip6HeaderLen + header.IPv6FragmentHeaderSize
+	b, ok := pkt.Data().PullUp(headers)
+	if !ok {
+		return whyMalformed
+	}
+	length := int(binary.BigEndian.Uint16(b[4:])) + ip6HeaderLen
+	if length < headers || length > pkt.Data().Size() {
+		return whyMalformed
+	}
+	frag := b[ip6HeaderLen:]
+	if frag[0] != protoTCP && frag[0] != protoUDP {
+		return whyICMPFragment
+	}
+	flags := binary.BigEndian.Uint16(frag[2:])
+	key := fragmentKey{
+		src: netip.AddrFrom16([16]byte(b[8:24])), dst: netip.AddrFrom16([16]byte(b[24:40])),
+		id: binary.BigEndian.Uint32(frag[4:]), proto: frag[0],
+	}
+	data := pkt.Data().ToBuffer()
+	data.TrimFront(headers)
+	data.Truncate(int64(length - headers))
+	head, whole, complete := b[:ip6HeaderLen], data, true
+	if flags&0xfff9 != 0 { // else it is the only fragment: by itself (RFC 6946)
+		head, whole, complete = in.nic.fragments.add(key, int(flags&0xfff8), flags&1 != 0, head, data, 65535)
+		if !complete {
+			return ""
+		}
+	} else {
+		head = slices.Clone(head)
+	}
+	head[6] = key.proto
+	binary.BigEndian.PutUint16(head[4:], uint16(whole.Size()))
+	in.deliverWhole(header.IPv6ProtocolNumber, head, whole)
+	return ""
+}
+
+// deliverWhole hands gVisor a datagram that came in fragments.
+func (in *inbound) deliverWhole(protocol tcpip.NetworkProtocolNumber, head []byte, data buffer.Buffer) {
+	payload := buffer.MakeWithData(head)
+	payload.Merge(&data)
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: payload})
+	defer pkt.DecRef()
+	in.next.DeliverNetworkPacket(protocol, pkt)
 }
 
 // handleICMP tells the flow that an ICMP error is about. Only flows of this
@@ -143,7 +223,13 @@ func (n *NIC) handleICMP(e icmpError, why string) string {
 		return ""
 	}
 	// Lowering takes the endpoint's lock, which its sender may hold while it
-	// waits for room in the link: not on this goroutine.
-	n.stack.spawn(func() { ep.pathMTU(e.mtu) })
+	// waits for room in the link: not on this goroutine. One at a time will do,
+	// since every packet that is too big brings another message.
+	if !n.lowering.CompareAndSwap(false, true) {
+		return whyICMPBacklog
+	}
+	if !n.stack.spawn(func() { ep.pathMTU(e.mtu); n.lowering.Store(false) }) {
+		return whyGone
+	}
 	return ""
 }

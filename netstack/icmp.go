@@ -46,6 +46,9 @@ type icmpError struct {
 // parseICMPv4 reads an IPv4 packet that carries ICMP, whole and unfragmented.
 // It trusts no length.
 func parseICMPv4(b []byte) (icmpError, string) {
+	if len(b) < ip4HeaderLen {
+		return icmpError{}, whyMalformed
+	}
 	hlen := int(b[0]&0x0f) * 4
 	total := int(binary.BigEndian.Uint16(b[2:]))
 	if hlen < ip4HeaderLen || total > len(b) || total < hlen+icmpHeaderLen {
@@ -91,6 +94,9 @@ func quoted4(b []byte) (flowKey, bool) {
 
 // parseICMPv6 is parseICMPv4 for IPv6 without extension headers.
 func parseICMPv6(b []byte) (icmpError, string) {
+	if len(b) < ip6HeaderLen {
+		return icmpError{}, whyMalformed
+	}
 	length := int(binary.BigEndian.Uint16(b[4:]))
 	if length < icmpHeaderLen || ip6HeaderLen+length > len(b) {
 		return icmpError{}, whyMalformed

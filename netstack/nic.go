@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -40,6 +41,9 @@ type NIC struct {
 	id    tcpip.NICID
 	link  stack.LinkEndpoint
 	index flowIndex
+
+	fragments reassembler
+	lowering  atomic.Bool // a "packet too big" is being heeded
 
 	ctx    context.Context // ends with Remove
 	cancel context.CancelCauseFunc
@@ -76,6 +80,7 @@ func (s *Stack) AddNIC(cfg NICConfig) (*NIC, error) {
 		sources = append(sources, a.Unmap())
 	}
 	n.index.init(sources)
+	n.fragments.drops = &s.drops
 	n.ctx, n.cancel = context.WithCancelCause(s.ctx)
 	if err := s.attach(n); err != nil {
 		n.cancel(err)
@@ -140,6 +145,7 @@ func (n *NIC) remove() {
 	}
 	impatient.Stop()
 	n.stack.gv.RemoveNIC(n.id)
+	n.fragments.close()
 	n.stack.mu.Lock()
 	delete(n.stack.nics, n.id)
 	n.stack.mu.Unlock()

@@ -36,10 +36,11 @@ type TCPConn struct {
 	in  tcpip.SliceWriter // the slice being read into; guarded by r.op
 	out bytes.Reader      // the slice being written; guarded by w.op
 
-	closed atomic.Bool // Close or Abort was called by the owner
-	mu     sync.Mutex  // guards what follows
-	failed error       // the first failure; sticky, since gVisor tells it once
-	told   error       // what an ICMP error said, for the dial that waits
+	closed   atomic.Bool // Close or Abort was called by the owner
+	finished atomic.Bool // CloseWrite was called
+	mu       sync.Mutex  // guards what follows
+	failed   error       // the first failure; sticky, since gVisor tells it once
+	told     error       // what an ICMP error said, for the dial that waits
 }
 
 var (
@@ -208,9 +209,13 @@ func (c *TCPConn) failure(e tcpip.Error) error {
 }
 
 // CloseWrite sends the FIN once what was written is sent; reading goes on.
+// Calling it again does nothing.
 func (c *TCPConn) CloseWrite() error {
 	if c.closed.Load() {
 		return c.opError("close", net.ErrClosed)
+	}
+	if c.finished.Load() {
+		return nil
 	}
 	if err := c.ep.Shutdown(tcpip.ShutdownWrite); err != nil {
 		if failed := c.failure(nil); failed != nil {
@@ -218,6 +223,7 @@ func (c *TCPConn) CloseWrite() error {
 		}
 		return c.opError("close", errnoOf(err))
 	}
+	c.finished.Store(true)
 	return nil
 }
 

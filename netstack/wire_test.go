@@ -206,3 +206,41 @@ func (l *lab) dial(t testing.TB, network string, to netip.AddrPort) net.Conn {
 	t.Cleanup(func() { _ = c.Close() })
 	return c
 }
+
+// idle reports whether nothing waits to be delivered from this end.
+func (e *wireEnd) idle() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.queue) == 0
+}
+
+// twoEdges is two plain stacks, joined by one wire: for Listen.
+type twoEdges struct {
+	a, b *NIC
+	ctx  context.Context
+}
+
+func newTwoEdges(t testing.TB) *twoEdges {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	x, y := newWire(1400)
+	return &twoEdges{
+		a:   addNIC(t, newStack(t, Config{}), NICConfig{Link: x, Sources: []netip.Addr{netip.MustParseAddr("100.64.0.1")}}),
+		b:   addNIC(t, newStack(t, Config{}), NICConfig{Link: y, Sources: []netip.Addr{netip.MustParseAddr("100.64.0.2")}}),
+		ctx: ctx,
+	}
+}
+
+// contextUntil ends when the channel closes.
+func contextUntil(parent context.Context, ended <-chan struct{}) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(parent)
+	go func() {
+		select {
+		case <-ended:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
