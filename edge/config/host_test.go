@@ -1,0 +1,143 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/warrenmesh/warren/configs/strict"
+)
+
+// hostConfig is a config whose state is in dir; extra is more TOML.
+func hostConfig(t *testing.T, dir, tables, extra string) *Config {
+	t.Helper()
+	text := fmt.Sprintf("[edge]\nstate_dir = %q\n[wireguard]\nlisten = '127.0.0.1:0'\n%s\n[metrics]\nlisten = ''\n%s\n", dir, tables, extra)
+	cfg, err := Parse(env(), strict.Source{Name: "edge.toml", Text: []byte(text)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg
+}
+
+// check wants each of parts in the error of a check of this machine; none
+// means that there is no error.
+func check(t *testing.T, err error, parts ...string) {
+	t.Helper()
+	if len(parts) == 0 && err != nil {
+		t.Errorf("unexpected problems:\n%v", err)
+	}
+	for _, part := range parts {
+		if err == nil || !strings.Contains(err.Error(), part) {
+			t.Errorf("no %q in:\n%v", part, err)
+		}
+	}
+}
+
+func TestHostInOrder(t *testing.T) {
+	check(t, CheckHost(hostConfig(t, filepath.Join(t.TempDir(), "not", "yet"), "", "")))
+}
+
+func TestHostPorts(t *testing.T) {
+	tcp, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tcp.Close()
+	udp, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp.Close()
+	tcpPort, udpPort := tcp.Addr().(*net.TCPAddr).Port, udp.LocalAddr().(*net.UDPAddr).Port
+	cfg := hostConfig(t, t.TempDir(), "", fmt.Sprintf(`[[network]]
+name = "n"
+[[address]]
+name = "main"
+advertise = ["127.0.0.1"]
+[[address]]
+name = "elsewhere"
+advertise = ["192.0.2.77"]
+[[app]]
+name = "a"
+on = ["main"]
+listen = ["tcp/%d", "udp/%d"]
+origin = "n/10.0.0.1:1"
+[[app]]
+name = "b"
+on = ["elsewhere"]
+listen = ["tcp/1"]
+origin = "n/10.0.0.1:1"
+`, tcpPort, udpPort))
+	pid := fmt.Sprintf("(pid %d)", os.Getpid())
+	err = CheckHost(cfg)
+	check(t, err,
+		fmt.Sprintf(`edge.toml:19: app[0].listen[0]: "tcp/%d": tcp/127.0.0.1:%d is in use by config.test %s; stop that`, tcpPort, tcpPort, pid),
+		fmt.Sprintf(`edge.toml:19: app[0].listen[1]: "udp/%d": udp/127.0.0.1:%d is in use by config.test %s; stop that`, udpPort, udpPort, pid),
+		`edge.toml:15: address[1].advertise[0]: "192.0.2.77": this machine does not have the address; if it is behind NAT, set bind to the machine's own address: `)
+	if strings.Contains(err.Error(), "app[1]") {
+		t.Errorf("an address that is missing is reported more than once:\n%v", err)
+	}
+}
+
+func TestHostPermission(t *testing.T) {
+	cfg := hostConfig(t, t.TempDir(), "", "")
+	cfg.WireGuard.Listen = Socket{netip.MustParseAddrPort("127.0.0.1:53")}
+	h := &hostCheck{cfg: cfg, doc: cfg.doc.Fork(), try: func(string, netip.AddrPort) error { return syscall.EACCES }}
+	check(t, h.run(), `edge.toml:4: wireguard.listen: "127.0.0.1:0": no permission to listen on udp/127.0.0.1:53; ports below 1024 need root or CAP_NET_BIND_SERVICE`)
+}
+
+func TestHostKey(t *testing.T) {
+	dir := t.TempDir()
+	key, err := wgtypes.GeneratePrivateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "edge.key")
+	if err := os.WriteFile(path, []byte(key.String()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tables := fmt.Sprintf("private_key_file = %q", path)
+	check(t, CheckHost(hostConfig(t, dir, tables, "")))
+	check(t, CheckHost(hostConfig(t, dir, fmt.Sprintf("private_key_file = %q", path+"2"), "")), `edge.toml:5: wireguard.private_key_file: there is no file "`+path+`2"; make one: (umask 077; warren genkey > `)
+	check(t, CheckHost(hostConfig(t, dir, tables, fmt.Sprintf("[[network]]\nname='n'\n[[connector]]\nname='c'\nnetwork='n'\nroutes=['10.0.0.0/8']\npublic_key='%s'", key.PublicKey()))),
+		`edge.toml:14: connector[0].public_key: this is the edge's own key`)
+	if err := os.Chmod(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	check(t, CheckHost(hostConfig(t, dir, tables, "")), `edge.toml:5: wireguard.private_key_file: `, "chmod 600")
+}
+
+func TestHostPlaces(t *testing.T) {
+	dir := t.TempDir()
+	open := filepath.Join(dir, "open")
+	if err := os.Mkdir(open, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(open, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	check(t, CheckHost(hostConfig(t, open, "", "")), `edge.toml:2: edge.state_dir: everybody on this machine can write in`, "run chmod 700")
+
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	check(t, CheckHost(hostConfig(t, file, "", "")), `edge.state_dir: "`+file+`" is no directory`)
+	check(t, CheckHost(hostConfig(t, dir, "", fmt.Sprintf("[log]\nflows = %q\n[admin]\nsocket = %q", filepath.Join(dir, "x", "f"), filepath.Join(dir, "y", "s")))),
+		`log.flows: there is no directory "`+filepath.Join(dir, "x")+`"`, `admin.socket: there is no directory "`+filepath.Join(dir, "y")+`"`)
+
+	socket := filepath.Join(dir, "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	check(t, CheckHost(hostConfig(t, dir, "", fmt.Sprintf("[admin]\nsocket = %q", socket))), `admin.socket: a running edge answers on "`+socket+`"`)
+}
