@@ -116,6 +116,15 @@ type Origin struct {
 // Size is the number of ports.
 func (o Origin) Size() int { return int(o.Last) - int(o.First) + 1 }
 
+// String writes the form of the file.
+func (o Origin) String() string {
+	s := o.Network + "/" + o.At(0).String()
+	if o.First != o.Last {
+		s += "-" + strconv.Itoa(int(o.Last))
+	}
+	return s
+}
+
 // At returns the address for the listener's port with that offset in its
 // range.
 func (o Origin) At(offset uint16) netip.AddrPort {

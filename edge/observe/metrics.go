@@ -29,10 +29,10 @@ type Metrics struct {
 
 	mu   sync.Mutex
 	apps map[string]*appCounters
+	open map[*Entry]struct{} // the flows under way
 }
 
-// appCounters are the counters of one app. They are looked up once a flow, because
-// Entry.Bytes runs for each chunk of it.
+// appCounters are the counters of one app.
 type appCounters struct {
 	name    string
 	in, out prometheus.Counter
@@ -72,6 +72,7 @@ func NewMetrics(build Build) *Metrics {
 		}, []string{"app"}),
 		states: newStates(),
 		apps:   make(map[string]*appCounters),
+		open:   make(map[*Entry]struct{}),
 	}
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "warren_build_info",
@@ -81,7 +82,7 @@ func NewMetrics(build Build) *Metrics {
 		},
 	})
 	info.Set(1)
-	m.registry.MustRegister(info, m.flows, m.bytes, m.active, m.connect, m.states,
+	m.registry.MustRegister(info, m.flows, liveBytes{m}, m.active, m.connect, m.states,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -89,25 +90,44 @@ func NewMetrics(build Build) *Metrics {
 // Registerer takes the metrics of rooms that count on their own.
 func (m *Metrics) Registerer() prometheus.Registerer { return m.registry }
 
-// begin counts a flow of the app as open. app comes from the configuration.
-func (m *Metrics) begin(app string) *appCounters {
+// begin counts e as an open flow of the app, which comes from the
+// configuration.
+func (m *Metrics) begin(e *Entry, app string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	a := m.appLocked(app)
-	a.open++
-	a.active.Inc()
-	return a
+	e.app = m.appLocked(app)
+	e.app.open++
+	e.app.active.Inc()
+	m.open[e] = struct{}{}
 }
 
-// end counts a flow of a as ended. Statuses are a fixed list, so the label is
-// bounded.
-func (m *Metrics) end(a *appCounters, status flow.Status) {
+// end counts e as ended. Statuses are a fixed list, so the label is bounded.
+func (m *Metrics) end(e *Entry, status flow.Status) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.flows.WithLabelValues(a.name, strconv.Itoa(int(status))).Inc()
-	a.active.Dec()
-	a.open--
-	m.forgetLocked(a)
+	delete(m.open, e)
+	e.accountLocked()
+	m.flows.WithLabelValues(e.app.name, strconv.Itoa(int(status))).Inc()
+	e.app.active.Dec()
+	e.app.open--
+	m.forgetLocked(e.app)
+}
+
+// liveBytes is warren_flow_bytes_total, brought up to date by each scrape: the
+// relay counts in the flow alone.
+type liveBytes struct{ *Metrics }
+
+// Describe implements prometheus.Collector.
+func (b liveBytes) Describe(ch chan<- *prometheus.Desc) { b.bytes.Describe(ch) }
+
+// Collect implements prometheus.Collector.
+func (b liveBytes) Collect(ch chan<- prometheus.Metric) {
+	b.mu.Lock()
+	for e := range b.open {
+		e.accountLocked()
+	}
+	b.mu.Unlock()
+	b.bytes.Collect(ch)
 }
 
 func (m *Metrics) appLocked(name string) *appCounters {

@@ -2,8 +2,8 @@
 // metrics, the table of open flows, and the HTTP pages for them.
 //
 // An Observer ties them together. The path of a flow calls Begin when a flow
-// has been accepted, hands Entry.Bytes to the relay, and calls Entry.End when
-// the flow's record is complete:
+// has been accepted, lets the relay add to the flow's byte counters, and calls
+// Entry.End when the flow's record is complete:
 //
 //	entry := observer.Begin(f, cancel)
 //	defer entry.End()
@@ -38,6 +38,8 @@ type Entry struct {
 	app      *appCounters
 	cancel   context.CancelCauseFunc
 	once     sync.Once
+
+	in, out uint64 // bytes that the app's counters have; guarded by Metrics.mu
 }
 
 // Begin opens the books for f: it is counted, and listed until End. cancel
@@ -46,7 +48,8 @@ type Entry struct {
 // means that the flow cannot be killed.
 func (o *Observer) Begin(f *flow.Flow, cancel context.CancelCauseFunc) *Entry {
 	r := f.Snapshot()
-	e := &Entry{observer: o, flow: f, app: o.Metrics.begin(r.App), cancel: cancel}
+	e := &Entry{observer: o, flow: f, cancel: cancel}
+	o.Metrics.begin(e, r.App)
 	o.Table.add(r.ID, e)
 	return e
 }
@@ -54,17 +57,13 @@ func (o *Observer) Begin(f *flow.Flow, cancel context.CancelCauseFunc) *Entry {
 // Connected notes how long the endpoint took to accept.
 func (e *Entry) Connected(took time.Duration) { e.app.connect.Observe(took.Seconds()) }
 
-// Bytes adds payload that was moved: in from the client to the origin, out
-// the other way. It is made to be the relay's OnBytes, and allocates nothing.
-func (e *Entry) Bytes(in, out int) {
-	if in > 0 {
-		e.flow.BytesIn.Add(uint64(in))
-		e.app.in.Add(float64(in))
-	}
-	if out > 0 {
-		e.flow.BytesOut.Add(uint64(out))
-		e.app.out.Add(float64(out))
-	}
+// accountLocked adds to the app's counters what the flow has moved since it was
+// last asked. Metrics.mu is held.
+func (e *Entry) accountLocked() {
+	in, out := e.flow.BytesIn.Load(), e.flow.BytesOut.Load()
+	e.app.in.Add(float64(in - e.in))
+	e.app.out.Add(float64(out - e.out))
+	e.in, e.out = in, out
 }
 
 // End closes the books and writes the flow's line. The owner of the flow has
@@ -75,7 +74,7 @@ func (e *Entry) End() {
 		e.flow.Done(time.Now(), flow.StatusInternal, "the flow ended without a verdict")
 		r := e.flow.Snapshot()
 		e.observer.Table.remove(r.ID)
-		e.observer.Metrics.end(e.app, r.Status)
+		e.observer.Metrics.end(e, r.Status)
 		e.observer.Log.Log(r)
 	})
 }

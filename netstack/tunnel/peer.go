@@ -79,6 +79,14 @@ func (p *Peer) PublicKey() wgtypes.Key { return p.key }
 // Overlay is the peer's overlay address.
 func (p *Peer) Overlay() netip.Addr { return p.overlay }
 
+// NetworkName is the name of the peer's network; empty at a connector.
+func (p *Peer) NetworkName() string {
+	if p.network == nil {
+		return ""
+	}
+	return p.network.name
+}
+
 // Stack is the stack that the peer's packets enter. At a connector it is the
 // edge's own, which accepts every destination: set its forwarders.
 func (p *Peer) Stack() *netstack.Stack { return p.stack }
@@ -88,6 +96,13 @@ func (p *Peer) Alive() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.life.alive
+}
+
+// RTT is the smoothed round trip of echoes; 0: not measured.
+func (p *Peer) RTT() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.rtt
 }
 
 // Draining reports whether the peer asked for no new flows.

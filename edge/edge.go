@@ -1,0 +1,297 @@
+// Package edge is the public machine: it puts the rooms together and lets
+// flows walk through them. It is composition only; whatever can be decided,
+// counted or parsed is decided, counted and parsed in a room.
+//
+//	path.go      the journey of one flow, on one screen
+//	reload.go    from one config to the next, all or nothing
+//	networks.go  the virtual networks and their connectors in the tunnel
+//	drain.go     the ends: drain, stop, force
+//	show.go      what the admin socket shows; control.go what it does
+//
+// A daemon is one call: Run(ctx, Options). It returns when ctx ends and the
+// flows have ended, or the grace period, or Options.Force.
+//
+// The package must never hold a flow up for a reload, an operator or a log.
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/warrenmesh/warren/dnsd"
+	"github.com/warrenmesh/warren/edge/admin"
+	"github.com/warrenmesh/warren/edge/config"
+	"github.com/warrenmesh/warren/edge/ingress"
+	"github.com/warrenmesh/warren/edge/monitor"
+	"github.com/warrenmesh/warren/edge/observe"
+	"github.com/warrenmesh/warren/host"
+	"github.com/warrenmesh/warren/netstack/tunnel"
+)
+
+// DefaultGrace is how long flows may go on after ctx ends.
+const DefaultGrace = 30 * time.Second
+
+// Options of Run.
+type Options struct {
+	// Load reads the config, at the start and at each reload. Required.
+	Load func() (*config.Config, error)
+	// Log gets the edge's own lines. Required.
+	Log *slog.Logger
+	// Version of the program, for status and metrics.
+	Version string
+	// ConfigFiles are what Load reads, for status.
+	ConfigFiles []string
+	// Grace is how long flows may go on after ctx ends; default DefaultGrace.
+	Grace time.Duration
+	// Force, when closed, cuts a drain short. Optional.
+	Force <-chan struct{}
+	// Reload asks for a reload with each value; the outcome is logged.
+	// Optional.
+	Reload <-chan struct{}
+	// Ready, when set, is called once the edge serves.
+	Ready func(*Edge)
+}
+
+// Edge is a running edge. Run makes it.
+type Edge struct {
+	opts    Options
+	log     *slog.Logger
+	first   *config.Config // what the machine-bound settings were at the start
+	started time.Time
+
+	tunnel   *tunnel.Tunnel
+	ingress  *ingress.Server
+	monitor  *monitor.Monitor
+	dns      *dnsd.Server
+	zones    dnsd.Current
+	observer *observe.Observer
+	nets     networks
+
+	metricsAt net.Addr // where /metrics is served; nil: nowhere
+	flowID    atomic.Uint64
+	current   atomic.Pointer[snapshot]
+
+	reloading sync.Mutex // one change of config or of draining at a time
+	draining  atomic.Bool
+	stopping  atomic.Bool
+
+	mu              sync.Mutex
+	lastReloadError string
+}
+
+// Run runs an edge until ctx ends. Its error says what kept it from starting,
+// or that flows had to be cut at the end.
+func Run(ctx context.Context, opts Options) error {
+	if opts.Grace == 0 {
+		opts.Grace = DefaultGrace
+	}
+	cfg, err := opts.Load()
+	if err != nil {
+		return err
+	}
+	release, err := host.LockDir(cfg.Edge.StateDir, "edge")
+	if err != nil {
+		return err
+	}
+	defer release()
+	e := &Edge{opts: opts, log: opts.Log, first: cfg, started: time.Now()}
+	if err := e.open(cfg); err != nil {
+		return err
+	}
+	return e.serve(ctx)
+}
+
+// open makes every room and brings the first config into force. On failure
+// nothing stays open.
+func (e *Edge) open(cfg *config.Config) (err error) {
+	key, made, err := e.loadKey(cfg)
+	if err != nil {
+		return err
+	}
+	if made {
+		e.log.Info("made a private key", "file", cfg.WireGuard.PrivateKeyFile)
+	}
+	flows, err := observe.OpenFlowLog(cfg.Log.Spec(), e.log)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = flows.Close(context.Background())
+		}
+	}()
+	e.tunnel, err = tunnel.New(tunnel.Config{
+		PrivateKey: key, Listen: cfg.WireGuard.Listen.AddrPort,
+		InnerSources: cfg.WireGuard.InnerSources, OnPeer: e.onPeer, Log: e.log,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			e.tunnel.Close()
+		}
+	}()
+	e.observer = &observe.Observer{
+		Table: new(observe.Table), Log: flows,
+		Metrics: observe.NewMetrics(observe.Build{Version: e.opts.Version, GoVersion: runtime.Version()}),
+	}
+	e.nets.init(e.tunnel)
+	e.ingress = ingress.New(e.log, e.walk)
+	e.monitor = monitor.New(monitor.Deps{Dial: e.dialCheck, OnChange: e.onHealth})
+	e.dns = dnsd.New(dnsd.Spec{}, &e.zones, e.log)
+	e.registerMetrics()
+	if _, err = e.enforce(cfg); err != nil {
+		e.monitor.Stop()
+		e.ingress.StopAccepting()
+		e.dns.StopAccepting()
+		_ = errors.Join(e.ingress.Close(context.Background()), e.dns.Close(context.Background()))
+		return err
+	}
+	return nil
+}
+
+// loadKey reads the edge's private key, and makes one where the config names
+// no file and there is none yet.
+func (e *Edge) loadKey(cfg *config.Config) (key [32]byte, made bool, err error) {
+	path := cfg.WireGuard.PrivateKeyFile
+	if cfg.WireGuard.KeyGenerated {
+		return host.LoadKey(path)
+	}
+	key, err = host.ReadKey(path)
+	return key, false, err
+}
+
+// serve opens the operator's sockets and waits for the end.
+func (e *Edge) serve(ctx context.Context) error {
+	pages, stopPages := context.WithCancel(context.Background())
+	var servers sync.WaitGroup
+	defer servers.Wait()
+	defer stopPages()
+	if err := e.openPages(pages, &servers); err != nil {
+		e.end(context.Background())
+		return err
+	}
+	e.logReady()
+	if e.opts.Ready != nil {
+		e.opts.Ready(e)
+	}
+	for {
+		select {
+		case <-e.opts.Reload:
+			_, _ = e.reload() // logs its outcome itself
+		case <-ctx.Done():
+			return e.drainAndEnd()
+		}
+	}
+}
+
+// openPages serves the admin socket and the metrics until ctx ends.
+func (e *Edge) openPages(ctx context.Context, servers *sync.WaitGroup) error {
+	socket, err := admin.Listen(e.first.Admin.Socket)
+	if err != nil {
+		return err
+	}
+	api := admin.New(e.log, e, e)
+	servers.Go(func() {
+		if err := api.Serve(ctx, socket); err != nil {
+			e.log.Error("the admin socket is gone", "err", err)
+		}
+	})
+	if !e.first.Metrics.On {
+		return nil
+	}
+	at := e.first.Metrics.Listen
+	address := at.String()
+	if !at.Addr().IsValid() {
+		address = fmt.Sprintf(":%d", at.Port())
+	}
+	ln, err := net.Listen("tcp", address)
+	if err != nil {
+		return fmt.Errorf("listening on %q for metrics: %w (held by %s): free the port or change [metrics] listen", address, err, host.Holder("tcp", at))
+	}
+	e.metricsAt = ln.Addr()
+	servers.Go(func() {
+		if err := observe.Serve(ctx, ln, observe.Handler(e.observer.Metrics, e.ready)); err != nil {
+			e.log.Error("the metrics listener is gone", "err", err)
+		}
+	})
+	return nil
+}
+
+// ready reports whether new flows are accepted.
+func (e *Edge) ready() (ok bool, why string) {
+	switch {
+	case e.stopping.Load():
+		return false, "stopping"
+	case e.draining.Load():
+		return false, "draining"
+	case e.current.Load() == nil:
+		return false, "no config yet"
+	}
+	return true, ""
+}
+
+func (e *Edge) registerMetrics() {
+	m := e.observer.Metrics
+	m.AddDrops(e.tunnel.Drops)
+	m.AddDrops(e.ingress.Drops)
+	m.AddDrops(e.dns.Drops)
+	if e.observer.Log != nil {
+		m.AddDrops(e.observer.Log.Drops)
+	}
+	m.Registerer().MustRegister(e.dns)
+	m.SetConnectors(e.connectorStates)
+	m.SetEndpoints(e.endpointStates)
+}
+
+func (e *Edge) logReady() {
+	cfg := e.current.Load().cfg
+	e.log.Info("edge ready", "name", cfg.Edge.Name, "public_key", e.tunnel.PublicKey().String(),
+		"wireguard", e.wireguardAddr(), "networks", len(cfg.Networks), "connectors", len(cfg.Connectors),
+		"apps", len(cfg.Apps), "listeners", len(e.ingress.Listening()), "admin", cfg.Admin.Socket, "metrics", e.metricsText())
+	for _, l := range e.ingress.Listening() {
+		e.log.Info("listening", "app", l.Spec.App, "on", l.Spec.Network+"/"+l.Addr.String())
+	}
+	for _, a := range e.dns.Addrs() {
+		e.log.Info("listening", "dns", a.String(), "zones", e.zones.Zones().Zones())
+	}
+}
+
+func (e *Edge) metricsText() string {
+	if e.metricsAt == nil {
+		return "off"
+	}
+	return e.metricsAt.String()
+}
+
+// onPeer hears of connectors that come and go.
+func (e *Edge) onPeer(p *tunnel.Peer, s tunnel.PeerState) {
+	attrs := []any{"connector", p.Name(), "network", p.NetworkName()}
+	switch {
+	case s.Alive && s.Draining:
+		e.log.Info("connector drains", attrs...)
+	case s.Alive:
+		e.log.Info("connector up", append(attrs, "from", s.Endpoint.String())...)
+		e.monitor.Recheck(p.NetworkName())
+	default:
+		e.log.Warn("connector down", append(attrs, "last_heard", s.Heard.Format(time.RFC3339))...)
+	}
+}
+
+// onHealth hears of endpoints that change their state.
+func (e *Edge) onHealth(c monitor.Change) {
+	level := slog.LevelInfo
+	if c.To == monitor.StateDown {
+		level = slog.LevelWarn
+	}
+	e.log.Log(context.Background(), level, "endpoint "+string(c.To), "network", c.Network, "endpoint", c.Addr.String(),
+		"monitor", c.Monitor, "was", string(c.From), "why", c.Why)
+}

@@ -1,0 +1,219 @@
+package edge
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/warrenmesh/warren/edge/config"
+	"github.com/warrenmesh/warren/netstack/tunnel"
+)
+
+// networks are the virtual networks of the tunnel and their connectors, as the
+// config in force declares them. Flows look networks up at any time; only a
+// reload changes them.
+type networks struct {
+	tunnel *tunnel.Tunnel
+
+	mu     sync.RWMutex
+	byName map[string]*tunnel.Network
+	peers  map[string]*tunnel.Peer // connectors by name
+}
+
+func (n *networks) init(t *tunnel.Tunnel) {
+	n.tunnel = t
+	n.byName = make(map[string]*tunnel.Network)
+	n.peers = make(map[string]*tunnel.Peer)
+}
+
+func (n *networks) get(name string) *tunnel.Network {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.byName[name]
+}
+
+// network returns the network of that name, or nil.
+func (e *Edge) network(name string) *tunnel.Network { return e.nets.get(name) }
+
+// connectors returns the connectors, sorted by network and name.
+func (n *networks) connectors() []*tunnel.Peer {
+	n.mu.RLock()
+	peers := slices.Collect(maps.Values(n.peers))
+	n.mu.RUnlock()
+	slices.SortFunc(peers, func(a, b *tunnel.Peer) int {
+		if c := strings.Compare(a.NetworkName(), b.NetworkName()); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Name(), b.Name())
+	})
+	return peers
+}
+
+// netChange is a change of the networks that is prepared: what is new exists
+// already, what goes is still there.
+type netChange struct {
+	nets    *networks
+	next    *config.Config
+	added   []*tunnel.Network
+	joined  []*tunnel.Peer
+	changes []string
+}
+
+// prepare adds the networks of next that are new, and the connectors whose
+// name and key are new. On failure nothing has changed.
+func (n *networks) prepare(next *config.Config) (*netChange, error) {
+	c := &netChange{nets: n, next: next}
+	for _, spec := range next.Networks {
+		if n.get(spec.Name) != nil {
+			continue
+		}
+		added, err := n.tunnel.AddNetwork(spec.Name)
+		if err != nil {
+			c.rollback()
+			return nil, err
+		}
+		c.added = append(c.added, added)
+		n.set(spec.Name, added)
+		c.changes = append(c.changes, fmt.Sprintf("network %q added", spec.Name))
+	}
+	for _, spec := range next.Connectors {
+		if n.peer(spec.Name) != nil || n.keyInUse(spec.PublicKey.Key) {
+			continue // commit changes or replaces it
+		}
+		if err := c.join(spec); err != nil {
+			c.rollback()
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+func (c *netChange) join(spec config.Connector) error {
+	p, err := c.nets.get(spec.Network).AddConnector(tunnel.ConnectorConfig{
+		Name: spec.Name, PublicKey: spec.PublicKey.Key, Routes: spec.Routes,
+	})
+	if err != nil {
+		return err
+	}
+	c.nets.mu.Lock()
+	c.nets.peers[spec.Name] = p
+	c.nets.mu.Unlock()
+	c.joined = append(c.joined, p)
+	c.changes = append(c.changes, fmt.Sprintf("connector %q added", spec.Name))
+	return nil
+}
+
+// rollback takes away what prepare added.
+func (c *netChange) rollback() {
+	for _, p := range c.joined {
+		c.nets.remove(p)
+	}
+	for _, n := range c.added {
+		c.nets.drop(n)
+	}
+}
+
+// commit changes routes, replaces connectors whose key or network changed,
+// and removes what the config no longer names; their flows are aborted. A
+// replacement that fails is in the error; the rest is done all the same.
+func (c *netChange) commit() (changes []string, failed []error) {
+	wanted := make(map[string]config.Connector, len(c.next.Connectors))
+	for _, spec := range c.next.Connectors {
+		wanted[spec.Name] = spec
+	}
+	for _, p := range c.nets.connectors() {
+		spec, stays := wanted[p.Name()]
+		if stays && spec.PublicKey.Key == p.PublicKey() && spec.Network == p.NetworkName() {
+			if !slices.Equal(spec.Routes, p.Routes()) {
+				if err := p.SetRoutes(spec.Routes); err != nil {
+					failed = append(failed, err)
+				}
+				c.changes = append(c.changes, fmt.Sprintf("connector %q: routes changed", p.Name()))
+			}
+			continue
+		}
+		c.nets.remove(p)
+		if !stays {
+			c.changes = append(c.changes, fmt.Sprintf("connector %q removed", p.Name()))
+		}
+	}
+	for _, spec := range c.next.Connectors {
+		if c.nets.peer(spec.Name) == nil {
+			if err := c.join(spec); err != nil {
+				failed = append(failed, err)
+			}
+		}
+	}
+	for _, n := range c.nets.unnamed(c.next.Networks) {
+		c.nets.drop(n)
+		c.changes = append(c.changes, fmt.Sprintf("network %q removed", n.Name()))
+	}
+	return c.changes, failed
+}
+
+func (n *networks) set(name string, network *tunnel.Network) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.byName[name] = network
+}
+
+func (n *networks) peer(name string) *tunnel.Peer {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.peers[name]
+}
+
+func (n *networks) keyInUse(key wgtypes.Key) bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	for _, p := range n.peers {
+		if p.PublicKey() == key {
+			return true
+		}
+	}
+	return false
+}
+
+// remove ends a connector and its flows.
+func (n *networks) remove(p *tunnel.Peer) {
+	n.mu.Lock()
+	delete(n.peers, p.Name())
+	n.mu.Unlock()
+	p.Remove()
+}
+
+// drop ends a network.
+func (n *networks) drop(network *tunnel.Network) {
+	n.mu.Lock()
+	delete(n.byName, network.Name())
+	n.mu.Unlock()
+	network.Close()
+}
+
+// unnamed returns the networks that specs do not name.
+func (n *networks) unnamed(specs []config.Network) []*tunnel.Network {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	var gone []*tunnel.Network
+	for name, network := range n.byName {
+		if !slices.ContainsFunc(specs, func(s config.Network) bool { return s.Name == name }) {
+			gone = append(gone, network)
+		}
+	}
+	return gone
+}
+
+// routesOf returns the routes of a network's connectors, each once, sorted.
+func routesOf(peers []*tunnel.Peer) []netip.Prefix {
+	var routes []netip.Prefix
+	for _, p := range peers {
+		routes = append(routes, p.Routes()...)
+	}
+	slices.SortFunc(routes, netip.Prefix.Compare)
+	return slices.Compact(routes)
+}

@@ -1,0 +1,171 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/warrenmesh/warren/edge/balance"
+	"github.com/warrenmesh/warren/edge/flow"
+	"github.com/warrenmesh/warren/edge/ingress"
+	"github.com/warrenmesh/warren/edge/observe"
+	"github.com/warrenmesh/warren/edge/policy"
+	"github.com/warrenmesh/warren/netstack/netx"
+	"github.com/warrenmesh/warren/netstack/relay"
+)
+
+// The terms of a connect. The private side has connectTimeout for all tries
+// together; it is longer than the connector's own dial, so that its answer is
+// what the edge learns.
+const (
+	connectTimeout = 7 * time.Second
+	connectTries   = 3
+)
+
+// walk is the journey of one flow, from Accept to Done, on one goroutine:
+//
+//	ingress.Accept → route.Match → policy.Decide → balance.Pick → network.Dial
+//	               → relay.Copy → observe.Done
+//
+// The flow keeps the config that it began with; which connectors serve a
+// network is always the present's to say.
+func (e *Edge) walk(ctx context.Context, in ingress.Accepted) {
+	now := e.current.Load()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+
+	app, offset, ok := now.routes.Match(in.Spec.Network, in.Spec.Addr, in.Spec.App)
+	if !ok { // its listener was removed between Accept and here
+		netx.Abort(in.Conn)
+		return
+	}
+	f := flow.New(flow.Record{
+		ID: e.flowID.Add(1), App: app.Name, Proto: in.Spec.Network,
+		Listener: in.Local, Client: in.Client, Start: in.At,
+	})
+	entry := e.observer.Begin(f, cancel)
+	defer entry.End()
+
+	verdict, why := app.rules.Decide(in.Client.Addr())
+	if verdict != policy.Allow {
+		netx.Abort(in.Conn)
+		f.Done(time.Now(), flow.StatusDenied, why)
+		return
+	}
+	origin, status, why := e.connect(ctx, now.director, app.PoolsAt(offset), f, entry)
+	if origin == nil {
+		netx.Abort(in.Conn)
+		f.Done(time.Now(), status, why)
+		return
+	}
+	status, why = app.carry(ctx, f, in.Conn, origin)
+	f.Done(time.Now(), status, why)
+}
+
+// connect picks endpoints until one accepts. No byte of the client has been
+// read, so a failure costs nothing but time.
+func (e *Edge) connect(ctx context.Context, d *balance.Director, pools []string, f *flow.Flow, entry *observe.Entry) (net.Conn, flow.Status, string) {
+	ctx, cancel := context.WithTimeoutCause(ctx, connectTimeout, netx.ErrTimedOut)
+	defer cancel()
+	var (
+		tried  []balance.Endpoint
+		status = flow.StatusNoEndpoint
+		why    string
+	)
+	for len(tried) < connectTries && ctx.Err() == nil {
+		pick, reason, ok := d.Pick(pools, func(ep balance.Endpoint) bool { return contains(tried, ep) })
+		if !ok {
+			if len(tried) == 0 {
+				why = reason
+			}
+			break
+		}
+		f.Update(func(r *flow.Record) {
+			r.Network, r.Pool, r.Endpoint = pick.Endpoint.Network, pick.Pool, pick.Endpoint.Addr
+		})
+		began := time.Now()
+		conn, connector, err := e.dial(ctx, pick.Endpoint.Network, f.Snapshot().Proto, pick.Endpoint.Addr)
+		if err == nil {
+			took := time.Since(began)
+			f.Update(func(r *flow.Record) { r.Connector, r.ConnectTime, r.Why = connector, took, reason })
+			entry.Connected(took)
+			return conn, flow.StatusOpen, ""
+		}
+		f.Update(func(r *flow.Record) { r.Connector = connector })
+		tried = append(tried, pick.Endpoint)
+		status, why = failed(ctx, err)
+	}
+	return nil, status, why
+}
+
+// dial opens one flow to a private endpoint and says through which connector.
+func (e *Edge) dial(ctx context.Context, network, proto string, addr netip.AddrPort) (net.Conn, string, error) {
+	n := e.network(network)
+	if n == nil {
+		return nil, "", fmt.Errorf("dialling %q in network %q: %w", addr, network, netx.ErrNoRoute)
+	}
+	conn, peer, err := n.Dial(ctx, proto, addr)
+	if peer == nil {
+		return nil, "", err
+	}
+	return conn, peer.Name(), err
+}
+
+// carry moves the flow's bytes and says how it ended.
+func (a *app) carry(ctx context.Context, f *flow.Flow, client, origin net.Conn) (flow.Status, string) {
+	terms := relay.Options{Idle: a.idle(f.Snapshot().Proto), AToB: &f.BytesIn, BToA: &f.BytesOut}
+	if f.Snapshot().Proto == "udp" {
+		return ended(ctx, relay.Datagrams(ctx, client, origin, terms))
+	}
+	return ended(ctx, relay.Copy(ctx, client, origin, terms))
+}
+
+// failed maps a dial that failed to the flow's status.
+func failed(ctx context.Context, err error) (flow.Status, string) {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, netx.ErrTimedOut) {
+		return flow.StatusClientGone, cause.Error()
+	}
+	switch netx.Classify(err) {
+	case netx.ErrRefused:
+		return flow.StatusRefused, err.Error()
+	case netx.ErrUnreachable:
+		return flow.StatusUnreachable, err.Error()
+	case netx.ErrTimedOut:
+		return flow.StatusTimeout, err.Error()
+	case netx.ErrNoRoute:
+		return flow.StatusNoRoute, err.Error()
+	}
+	return flow.StatusInternal, err.Error()
+}
+
+// ended maps the end of the relay, in which side A is the client, to the
+// flow's status.
+func ended(ctx context.Context, res relay.Result) (flow.Status, string) {
+	switch res.End {
+	case relay.EndOrderly:
+		return flow.StatusClosed, "closed in order"
+	case relay.EndIdle:
+		return flow.StatusClosed, "idle timeout"
+	case relay.EndCanceled:
+		return flow.StatusClosed, context.Cause(ctx).Error()
+	}
+	if res.Side == relay.SideA {
+		return flow.StatusClientGone, res.Err.Error()
+	}
+	if netx.Classify(res.Err) == netx.ErrRefused { // UDP learns it only now
+		return flow.StatusRefused, res.Err.Error()
+	}
+	return flow.StatusOriginGone, res.Err.Error()
+}
+
+func contains(tried []balance.Endpoint, ep balance.Endpoint) bool {
+	for _, t := range tried {
+		if t == ep {
+			return true
+		}
+	}
+	return false
+}

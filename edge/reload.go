@@ -1,0 +1,282 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/warrenmesh/warren/dnsd"
+	"github.com/warrenmesh/warren/dnsd/zone"
+	"github.com/warrenmesh/warren/edge/balance"
+	"github.com/warrenmesh/warren/edge/config"
+	"github.com/warrenmesh/warren/edge/ingress"
+	"github.com/warrenmesh/warren/edge/monitor"
+	"github.com/warrenmesh/warren/edge/policy"
+	"github.com/warrenmesh/warren/edge/route"
+)
+
+// snapshot is what a flow is judged by: one config, made ready. It is
+// immutable; a flow keeps the one that it began with.
+type snapshot struct {
+	cfg      *config.Config
+	revision uint64
+	since    time.Time
+	apps     map[string]*app
+	routes   *route.Table[*app]
+	director *balance.Director
+}
+
+// app is an app of the config with its policy compiled.
+type app struct {
+	config.App
+	rules *policy.Rules
+}
+
+// idle is how long a flow of the app may be silent.
+func (a *app) idle(proto string) time.Duration {
+	if proto == "udp" {
+		return a.UDPIdle
+	}
+	return a.TCPIdle
+}
+
+// build makes the snapshot that follows previous (nil: the first).
+func (e *Edge) build(cfg *config.Config, previous *snapshot) (*snapshot, error) {
+	next := &snapshot{cfg: cfg, revision: 1, since: time.Now(), apps: make(map[string]*app)}
+	if previous != nil {
+		next.revision = previous.revision + 1
+		next.director = previous.director.With(cfg.AllPools())
+	} else {
+		next.director = balance.New(cfg.AllPools(), e.monitor)
+	}
+	var listeners []route.Listener[*app]
+	for _, c := range cfg.Apps {
+		rules, err := policy.New(policy.Spec{Allow: c.Allow, Deny: c.Deny})
+		if err != nil {
+			return nil, fmt.Errorf("reading the policy of app %q: %w", c.Name, err)
+		}
+		a := &app{App: c, rules: rules}
+		next.apps[c.Name] = a
+		for _, l := range c.Listeners {
+			listeners = append(listeners, route.Listener[*app]{Name: c.Name, Network: l.Network, Addr: l.Addr, Offset: l.Offset, App: a})
+		}
+	}
+	routes, err := route.New(listeners)
+	if err != nil {
+		return nil, err
+	}
+	next.routes = routes
+	return next, nil
+}
+
+// reload reads the config again and brings it into force, or leaves everything
+// as it is and says why.
+func (e *Edge) reload() ([]string, error) {
+	cfg, err := e.opts.Load()
+	var changes []string
+	if err == nil {
+		changes, err = e.enforce(cfg)
+	}
+	e.mu.Lock()
+	e.lastReloadError = ""
+	if err != nil {
+		e.lastReloadError = err.Error()
+	}
+	e.mu.Unlock()
+	if err != nil {
+		e.log.Error("reload refused, the config before stays in force", "err", err)
+		return nil, err
+	}
+	e.log.Info("reloaded", "revision", e.current.Load().revision, "changes", changes)
+	return changes, nil
+}
+
+// enforce brings cfg into force, all of it or nothing. What can fail is
+// prepared in each room first, beside what serves; then the rooms commit.
+func (e *Edge) enforce(cfg *config.Config) (changes []string, err error) {
+	e.reloading.Lock()
+	defer e.reloading.Unlock()
+	if e.stopping.Load() {
+		return nil, errors.New("the edge is stopping")
+	}
+	previous := e.current.Load()
+	if err := unchangeable(e.first, cfg); err != nil {
+		return nil, err
+	}
+	next, err := e.build(cfg, previous)
+	if err != nil {
+		return nil, err
+	}
+	zones, problems := zone.Build(cfg.DNS.Source(uint64(next.since.Unix())))
+	if len(problems) > 0 {
+		return nil, problems[0]
+	}
+	p, err := e.prepare(cfg)
+	if err != nil {
+		return nil, err
+	}
+	p.settle()
+	e.current.Store(next)
+	e.zones.Publish(zones)
+	return append(p.commit(), difference(previous, next)...), nil
+}
+
+// settleTime is how long a reload waits for the first answers of new checks,
+// so that a new endpoint that is well does not begin as down.
+const settleTime = 3 * time.Second
+
+// prepared is what each room has ready for the next config.
+type prepared struct {
+	e         *Edge
+	first     bool
+	nets      *netChange
+	listeners *ingress.Change
+	dns       *dnsd.Change
+	checks    *monitor.Pending
+}
+
+// prepare lets every room prepare cfg. On failure each has rolled back.
+func (e *Edge) prepare(cfg *config.Config) (p *prepared, err error) {
+	p = &prepared{e: e, first: e.current.Load() == nil}
+	defer func() {
+		if err != nil {
+			p.rollback()
+		}
+	}()
+	if p.nets, err = e.nets.prepare(cfg); err != nil {
+		return nil, err
+	}
+	if p.listeners, err = e.ingress.Prepare(e.listenersOf(cfg)); err != nil {
+		return nil, err
+	}
+	if p.dns, err = e.dns.Prepare(cfg.DNS.Server); err != nil {
+		return nil, err
+	}
+	if p.checks, err = e.monitor.Prepare(cfg.Monitors, targets(cfg)); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// listenersOf are the sockets that cfg wants: none while the edge drains.
+func (e *Edge) listenersOf(cfg *config.Config) []ingress.Spec {
+	if e.draining.Load() {
+		return nil
+	}
+	return cfg.IngressSpecs()
+}
+
+// rollback gives up what has been prepared.
+func (p *prepared) rollback() {
+	if p.checks != nil {
+		p.checks.Rollback()
+	}
+	if p.dns != nil {
+		p.dns.Rollback()
+	}
+	if p.listeners != nil {
+		p.listeners.Rollback()
+	}
+	if p.nets != nil {
+		p.nets.rollback()
+	}
+}
+
+// settle waits for the first answers of new checks. At the start there is
+// nobody to ask yet: no connector has called.
+func (p *prepared) settle() {
+	if p.first {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), settleTime)
+	defer cancel()
+	if n := p.checks.Settle(ctx); n > 0 {
+		p.e.log.Warn("checks of new endpoints have told nothing yet; they count as down", "endpoints", n)
+	}
+}
+
+// commit brings the change into force and returns what changed, in words.
+// Networks come first, so that no new listener finds its network missing.
+func (p *prepared) commit() []string {
+	changes, failed := p.nets.commit()
+	p.checks.Commit()
+	p.listeners.Commit()
+	failed = append(failed, p.dns.Commit())
+	if err := errors.Join(failed...); err != nil {
+		p.e.log.Error("a part of the config could not be brought into force", "err", err)
+	}
+	p.e.observer.Metrics.SetApps(p.e.current.Load().appNames())
+	return changes
+}
+
+// targets are the endpoints of cfg that are monitored.
+func targets(cfg *config.Config) []monitor.Target {
+	var all []monitor.Target
+	for _, pool := range cfg.AllPools() {
+		if pool.Monitor == "" {
+			continue
+		}
+		for _, ep := range pool.Endpoints {
+			all = append(all, monitor.Target{Network: ep.Network, Addr: ep.Addr, Monitor: pool.Monitor})
+		}
+	}
+	return all
+}
+
+// unchangeable refuses a config that changes what is bound to the process: the
+// state directory, the tunnel's own socket and key, the operator's sockets.
+func unchangeable(running, next *config.Config) error {
+	var problems []error
+	for _, s := range []struct {
+		key       string
+		old, new_ any
+	}{
+		{"edge.state_dir", running.Edge.StateDir, next.Edge.StateDir},
+		{"wireguard.listen", running.WireGuard.Listen, next.WireGuard.Listen},
+		{"wireguard.private_key_file", running.WireGuard.PrivateKeyFile, next.WireGuard.PrivateKeyFile},
+		{"wireguard.inner_sources", running.WireGuard.InnerSources, next.WireGuard.InnerSources},
+		{"admin.socket", running.Admin.Socket, next.Admin.Socket},
+		{"metrics.listen", running.Metrics, next.Metrics},
+		{"log", running.Log, next.Log},
+	} {
+		if s.old != s.new_ {
+			problems = append(problems, fmt.Errorf("changing %s from %v to %v needs a restart: restart the edge, or change it back", s.key, s.old, s.new_))
+		}
+	}
+	return errors.Join(problems...)
+}
+
+func (s *snapshot) appNames() []string {
+	names := make([]string, 0, len(s.apps))
+	for name := range s.apps {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// difference says which apps a reload brought, changed and took away.
+func difference(previous, next *snapshot) []string {
+	if previous == nil {
+		return nil
+	}
+	var out []string
+	for _, name := range next.appNames() {
+		old, was := previous.apps[name]
+		switch {
+		case !was:
+			out = append(out, fmt.Sprintf("app %q added", name))
+		case !reflect.DeepEqual(old.App, next.apps[name].App):
+			out = append(out, fmt.Sprintf("app %q changed", name))
+		}
+	}
+	for _, name := range previous.appNames() {
+		if next.apps[name] == nil {
+			out = append(out, fmt.Sprintf("app %q removed", name))
+		}
+	}
+	return out
+}

@@ -1,0 +1,302 @@
+package edge
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/warrenmesh/warren/edge/admin/client"
+	"github.com/warrenmesh/warren/edge/balance"
+	"github.com/warrenmesh/warren/edge/flow"
+	"github.com/warrenmesh/warren/edge/monitor"
+	"github.com/warrenmesh/warren/edge/observe"
+	"github.com/warrenmesh/warren/netstack/tunnel"
+)
+
+// Status implements admin.Source.
+func (e *Edge) Status() client.Status {
+	now := e.current.Load()
+	ready, why := e.ready()
+	s := client.Status{
+		Name: now.cfg.Edge.Name, Version: e.opts.Version, PID: os.Getpid(), Since: e.started,
+		Ready: ready, Why: why, Draining: e.draining.Load() || e.stopping.Load(),
+		PublicKey: e.tunnel.PublicKey().String(), Overlay: e.tunnel.Overlay().String(), Listen: e.wireguardAddr(),
+		ConfigFiles: e.opts.ConfigFiles, ConfigRevision: now.revision, ConfigSince: now.since,
+		Networks: len(now.cfg.Networks), Connectors: len(now.cfg.Connectors),
+		Apps: len(now.cfg.Apps), Pools: len(now.cfg.Pools), ActiveFlows: e.observer.Table.Len(),
+	}
+	for _, d := range now.cfg.WireGuard.Advertise {
+		s.Advertise = append(s.Advertise, string(d))
+	}
+	for _, p := range e.nets.connectors() {
+		if p.Alive() {
+			s.ConnectorsUp++
+		}
+	}
+	for _, pool := range now.director.Pools() {
+		for _, ep := range pool.Endpoints {
+			s.Endpoints++
+			if ep.Up {
+				s.EndpointsUp++
+			}
+		}
+	}
+	e.observer.Log.Drops(func(_, _ string, n uint64) { s.FlowLogDropped += n })
+	e.mu.Lock()
+	s.LastReloadError = e.lastReloadError
+	e.mu.Unlock()
+	return s
+}
+
+// wireguardAddr is the UDP address in use, its port resolved.
+func (e *Edge) wireguardAddr() string {
+	host := ""
+	if a := e.first.WireGuard.Listen.Addr(); a.IsValid() {
+		host = a.String()
+	}
+	return net.JoinHostPort(host, fmt.Sprint(e.tunnel.ListenPort()))
+}
+
+// Connectors implements admin.Source.
+func (e *Edge) Connectors() []client.Connector {
+	var out []client.Connector
+	for _, p := range e.nets.connectors() {
+		out = append(out, showConnector(p))
+	}
+	return out
+}
+
+func showConnector(p *tunnel.Peer) client.Connector {
+	s := p.State()
+	c := client.Connector{
+		Name: p.Name(), Network: p.NetworkName(), State: client.ConnectorDown,
+		PublicKey: p.PublicKey().String(), Overlay: p.Overlay().String(), Routes: texts(p.Routes()),
+		RTTMillis: millis(s.RTT), PathMTU: s.PathMTU, Handshake: s.LastHandshake,
+		RxBytes: s.RxBytes, TxBytes: s.TxBytes, Flows: s.Flows, Since: s.Since,
+	}
+	if s.Endpoint.IsValid() {
+		c.Endpoint = s.Endpoint.String()
+	}
+	if !s.LastHandshake.IsZero() {
+		c.HandshakeAge = millis(time.Since(s.LastHandshake))
+	}
+	switch {
+	case s.Alive && s.Draining:
+		c.State = client.ConnectorDraining
+	case s.Alive:
+		c.State = client.ConnectorUp
+	case s.Heard.IsZero():
+		c.Why = "it has not called yet: is it running, does it have this edge's public key, and does UDP reach this edge?"
+	default:
+		c.Why = fmt.Sprintf("nothing heard since %s", s.Heard.Format(time.RFC3339))
+	}
+	return c
+}
+
+// Networks implements admin.Source.
+func (e *Edge) Networks() []client.Network {
+	byName := map[string]*client.Network{}
+	var out []client.Network
+	for _, n := range e.current.Load().cfg.Networks {
+		out = append(out, client.Network{Name: n.Name, Connectors: []string{}, Routes: []string{}})
+	}
+	slices.SortFunc(out, func(a, b client.Network) int { return strings.Compare(a.Name, b.Name) })
+	for i := range out {
+		byName[out[i].Name] = &out[i]
+	}
+	peers := map[string][]*tunnel.Peer{}
+	for _, p := range e.nets.connectors() {
+		n := byName[p.NetworkName()]
+		if n == nil {
+			continue // a reload is under way
+		}
+		peers[n.Name] = append(peers[n.Name], p)
+		n.Connectors = append(n.Connectors, p.Name())
+		n.Flows += p.Flows()
+		if p.Alive() {
+			n.ConnectorsUp++
+		}
+	}
+	for name, n := range byName {
+		if routes := routesOf(peers[name]); len(routes) > 0 {
+			n.Routes = texts(routes)
+		}
+	}
+	return out
+}
+
+// Pools implements admin.Source: the declared pools, not those of origins.
+func (e *Edge) Pools() []client.Pool {
+	now := e.current.Load()
+	checks := map[monitor.Target]monitor.Result{}
+	for _, r := range e.monitor.Snapshot() {
+		checks[r.Target] = r
+	}
+	flows := e.flowsByEndpoint()
+	users := map[string][]string{}
+	for _, name := range now.appNames() {
+		for _, pool := range now.apps[name].Pools {
+			users[pool] = append(users[pool], name)
+		}
+	}
+	var out []client.Pool
+	for _, s := range now.director.Pools() {
+		if !slices.ContainsFunc(now.cfg.Pools, func(p balance.Spec) bool { return p.Name == s.Spec.Name }) {
+			continue
+		}
+		pool := client.Pool{
+			Name: s.Spec.Name, Steering: s.Spec.Steering, Monitor: s.Spec.Monitor, State: string(s.State),
+			Apps: users[s.Spec.Name], Endpoints: []client.Endpoint{},
+		}
+		for _, ep := range s.Endpoints {
+			pool.Network = ep.Endpoint.Network
+			pool.Endpoints = append(pool.Endpoints, showEndpoint(ep, s.Spec.Monitor, checks, flows))
+		}
+		out = append(out, pool)
+	}
+	return out
+}
+
+func showEndpoint(ep balance.EndpointStatus, check string, checks map[monitor.Target]monitor.Result, flows map[balance.Endpoint]int) client.Endpoint {
+	out := client.Endpoint{
+		Network: ep.Endpoint.Network, Address: ep.Endpoint.Addr.String(),
+		State: client.EndpointUnmonitored, Why: ep.Why, Flows: flows[ep.Endpoint],
+	}
+	r, ok := checks[monitor.Target{Network: ep.Endpoint.Network, Addr: ep.Endpoint.Addr, Monitor: check}]
+	if !ok {
+		return out
+	}
+	out.State, out.Why, out.LastError = string(r.State), r.Why, r.LastError
+	out.RTTMillis, out.Since, out.Checked = millis(r.RTT), r.Since, r.Checked
+	return out
+}
+
+// flowsByEndpoint counts the open flows.
+func (e *Edge) flowsByEndpoint() map[balance.Endpoint]int {
+	counts := map[balance.Endpoint]int{}
+	e.observer.Table.Each(func(r flow.Record) bool {
+		counts[balance.Endpoint{Network: r.Network, Addr: r.Endpoint}]++
+		return true
+	})
+	return counts
+}
+
+// Apps implements admin.Source.
+func (e *Edge) Apps() []client.App {
+	now := e.current.Load()
+	active := map[string]int{}
+	e.observer.Table.Each(func(r flow.Record) bool {
+		active[r.App]++
+		return true
+	})
+	pools := map[string]balance.Status{}
+	for _, s := range now.director.Pools() {
+		pools[s.Spec.Name] = s
+	}
+	var out []client.App
+	for _, name := range now.appNames() {
+		a := now.apps[name]
+		shown := client.App{
+			Name: a.Name, Hostnames: a.Hostnames, Listen: []string{}, Pools: a.Pools,
+			Allow: texts(a.Allow), Deny: texts(a.Deny), ActiveFlows: active[name],
+		}
+		if a.Origin != nil {
+			shown.Origin = a.Origin.String()
+		}
+		for _, l := range a.Listeners {
+			shown.Listen = append(shown.Listen, l.Network+"/"+l.Advertise.String())
+		}
+		e.countEndpoints(&shown, a, pools)
+		out = append(out, shown)
+	}
+	return out
+}
+
+// countEndpoints fills in how many endpoints an app has and can use, and why
+// none if it is none.
+func (e *Edge) countEndpoints(shown *client.App, a *app, pools map[string]balance.Status) {
+	for _, name := range a.PoolsAt(0) {
+		for _, ep := range pools[name].Endpoints {
+			shown.Endpoints++
+			if ep.Up && e.served(ep.Endpoint) {
+				shown.EndpointsUp++
+			} else if shown.Why == "" {
+				shown.Why = ep.Why
+				if n := e.network(ep.Endpoint.Network); shown.Why == "" && n != nil {
+					shown.Why = whyNoConnector(n, ep.Endpoint.Addr.Addr())
+				}
+			}
+		}
+	}
+	if shown.EndpointsUp > 0 {
+		shown.Why = ""
+	}
+}
+
+// served reports whether a live connector serves the endpoint.
+func (e *Edge) served(ep balance.Endpoint) bool {
+	n := e.network(ep.Network)
+	return n != nil && n.Pick(ep.Addr.Addr()) != nil
+}
+
+// Flows implements admin.Source.
+func (e *Edge) Flows(q client.FlowQuery) client.FlowList {
+	records, total := e.observer.Table.List(func(r flow.Record) bool {
+		return (q.App == "" || r.App == q.App) && (q.Network == "" || r.Network == q.Network) &&
+			(q.Connector == "" || r.Connector == q.Connector)
+	}, q.Limit)
+	list := client.FlowList{Total: total, Flows: []client.Flow{}}
+	for _, r := range records {
+		f := client.Flow{
+			ID: r.ID, App: r.App, Proto: r.Proto, Client: r.Client.String(), Listener: r.Listener.String(),
+			Network: r.Network, Pool: r.Pool, Connector: r.Connector, Start: r.Start,
+			ConnectMillis: millis(r.ConnectTime), BytesIn: r.BytesIn, BytesOut: r.BytesOut, Why: r.Why,
+		}
+		if r.Endpoint.IsValid() {
+			f.Endpoint = r.Endpoint.String()
+		}
+		list.Flows = append(list.Flows, f)
+	}
+	return list
+}
+
+// connectorStates and endpointStates are what the metrics show.
+func (e *Edge) connectorStates() []observe.ConnectorState {
+	var out []observe.ConnectorState
+	for _, p := range e.nets.connectors() {
+		out = append(out, observe.ConnectorState{Network: p.NetworkName(), Connector: p.Name(), Up: p.Alive(), RTT: p.RTT()})
+	}
+	return out
+}
+
+func (e *Edge) endpointStates() []observe.EndpointState {
+	var out []observe.EndpointState
+	for _, r := range e.monitor.Snapshot() {
+		out = append(out, observe.EndpointState{
+			Network: r.Network, Endpoint: r.Addr.String(), Monitor: r.Monitor, Up: r.State == monitor.StateUp,
+		})
+	}
+	return out
+}
+
+// dialCheck is how monitors reach endpoints: as flows do.
+func (e *Edge) dialCheck(ctx context.Context, network string, addr netip.AddrPort) (net.Conn, error) {
+	conn, _, err := e.dial(ctx, network, "tcp", addr)
+	return conn, err
+}
+
+func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// texts writes prefixes as people do.
+func texts(prefixes []netip.Prefix) []string {
+	var out []string
+	for _, p := range prefixes {
+		out = append(out, p.String())
+	}
+	return out
+}
