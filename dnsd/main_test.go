@@ -31,8 +31,8 @@ func addrs(list ...string) []netip.Addr {
 }
 
 // example is the zone that the tests ask: hosts of both families, an empty
-// non-terminal, a wildcard, and one with too many addresses for 512 and for
-// 1232 bytes.
+// non-terminal, a wildcard, and hosts with too many addresses for 512 bytes
+// and for 4096.
 func example() zone.Source {
 	return zone.Source{
 		Revision: 7,
@@ -46,7 +46,7 @@ func example() zone.Source {
 			{Name: "a.b.apps.example.com", Addrs: addrs("203.0.113.10")},
 			{Name: "*.dev.apps.example.com", Addrs: addrs("203.0.113.11")},
 			{Name: "many", Addrs: manyAddrs(40)},
-			{Name: "more", Addrs: manyAddrs(200)},
+			{Name: "more", Addrs: manyAddrs(300)},
 		},
 	}
 }
@@ -55,7 +55,7 @@ func example() zone.Source {
 func manyAddrs(n int) []netip.Addr {
 	list := make([]netip.Addr, n)
 	for i := range list {
-		list[i] = netip.AddrFrom4([4]byte{198, 51, 100, byte(i + 1)})
+		list[i] = netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})
 	}
 	return list
 }

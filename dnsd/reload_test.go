@@ -136,6 +136,20 @@ func TestReloadAfterStop(t *testing.T) {
 	e.abandon()
 }
 
+// TestReloadLimits: an address that stays takes the new limits.
+func TestReloadLimits(t *testing.T) {
+	s := start(t, Spec{})
+	reload(t, s, Spec{Listen: []netip.AddrPort{loopback}, MaxConns: 1})
+	first := dialTCP(t, s.Addrs()[0])
+	first.Write(framed(mustPack(t, query("db.apps.example.com.", dns.TypeA))))
+	if _, err := readFramed(first); err != nil {
+		t.Fatal(err)
+	}
+	if !closedByServer(dialTCP(t, s.Addrs()[0])) {
+		t.Error("the second connection is open")
+	}
+}
+
 // TestReloadNothing: a Spec without addresses ends all of them, and the server
 // can come back.
 func TestReloadNothing(t *testing.T) {

@@ -62,7 +62,7 @@ func TestServerTruncates(t *testing.T) {
 	if m := ask(t, "udp", at, q); !m.Truncated || len(m.Answer) != 0 {
 		t.Errorf("over UDP: tc %t, %d answers", m.Truncated, len(m.Answer))
 	}
-	if m := ask(t, "tcp", at, q); m.Truncated || len(m.Answer) != 200 {
+	if m := ask(t, "tcp", at, q); m.Truncated || len(m.Answer) != 300 {
 		t.Errorf("over TCP: tc %t, %d answers", m.Truncated, len(m.Answer))
 	}
 }
@@ -393,4 +393,9 @@ func TestServerStartNamesEveryFailure(t *testing.T) {
 	if len(s.Addrs()) != 0 {
 		t.Errorf("serving %v after a failed start", s.Addrs())
 	}
+	tcp, err := net.Listen("tcp4", first.String())
+	if err != nil {
+		t.Fatalf("the TCP half of the taken address is still open: %v", err)
+	}
+	tcp.Close()
 }
