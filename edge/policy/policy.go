@@ -2,10 +2,11 @@
 // the app's rules and the client's address, asked before the private side is
 // touched. Its reason goes to the flow log.
 //
-//	rules := policy.New(policy.Spec{Allow: allow, Deny: deny})
+//	rules, err := policy.New(policy.Spec{Allow: allow, Deny: deny})
 //	verdict, why := rules.Decide(client)
 //
-// It must never fail open: what it cannot understand, it denies.
+// It must never fail open: what it cannot understand is denied, or refused
+// when the rules are made.
 package policy
 
 import (
@@ -43,33 +44,36 @@ type Spec struct {
 // Rules is a Spec made ready for lookups. It does not change, and any
 // goroutine may ask it.
 type Rules struct {
-	broken     string // why nobody gets in: a rule that is none
-	restricted bool   // Allow is present
+	restricted bool // Allow is present
 	allow      bart.Table[string]
 	deny       bart.Table[string]
 }
 
 // New compiles the rules. A prefix of IPv4-mapped addresses counts as the
-// IPv4 prefix that it stands for, host bits do not count. Rules with an invalid
-// prefix deny everyone: left out, it could be a denial that is missing.
-func New(spec Spec) *Rules {
+// IPv4 prefix that it stands for, host bits do not count. An invalid prefix
+// is an error: a rule that is left out could be a denial.
+func New(spec Spec) (*Rules, error) {
 	r := &Rules{restricted: spec.Allow != nil}
-	r.fill(&r.allow, "allow", spec.Allow)
-	r.fill(&r.deny, "deny", spec.Deny)
-	return r
+	if err := fill(&r.allow, "allow", spec.Allow); err != nil {
+		return nil, err
+	}
+	if err := fill(&r.deny, "deny", spec.Deny); err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
 // fill puts the prefixes of one list into its table, each with the reason
 // that it is for the verdict.
-func (r *Rules) fill(table *bart.Table[string], list string, prefixes []netip.Prefix) {
+func fill(table *bart.Table[string], list string, prefixes []netip.Prefix) error {
 	for i, p := range prefixes {
 		if !p.IsValid() {
-			r.broken = fmt.Sprintf("%s[%d] is no prefix", list, i)
-			continue
+			return fmt.Errorf("compiling %s[%d]: %q is no prefix", list, i, p)
 		}
 		p = unmap(p).Masked()
 		table.Insert(p, fmt.Sprintf("%s has %s", list, p))
 	}
+	return nil
 }
 
 // Why a client was allowed or denied by no prefix of its own.
@@ -83,10 +87,7 @@ const (
 // where there is an allow list, what is not on it is denied. An IPv4-mapped
 // client counts as the IPv4 client that it is; a zone does not count.
 func (r *Rules) Decide(client netip.Addr) (Verdict, string) {
-	switch {
-	case r.broken != "":
-		return Deny, r.broken
-	case !client.IsValid():
+	if !client.IsValid() {
 		return Deny, whyNoSource
 	}
 	client = client.Unmap()

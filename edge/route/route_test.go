@@ -10,30 +10,22 @@ import (
 
 func at(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
-// newTable has one listener of each kind; an app is its name in capitals.
-func newTable(t *testing.T) *route.Table[string] {
-	t.Helper()
-	table := route.NewTable[string]()
-	for _, l := range []struct {
-		name, network, addr string
-		offset              uint16
-	}{
-		{"db", "tcp", "203.0.113.10:5432", 0},
-		{"dns", "udp", "203.0.113.10:5432", 0},
-		{"web", "tcp", "[2001:db8::10]:5432", 0},
-		{"range", "tcp", "203.0.113.10:8001", 1},
-		{"one", "tcp", "127.0.0.1:0", 0},
-		{"two", "tcp", "127.0.0.1:0", 0},
-	} {
-		if err := table.Add(l.network, at(l.addr), l.name, strings.ToUpper(l.name), l.offset); err != nil {
-			t.Fatal(err)
-		}
+func listeners() []route.Listener[string] {
+	return []route.Listener[string]{
+		{Name: "db", Network: "tcp", Addr: at("203.0.113.10:5432"), App: "DB"},
+		{Name: "dns", Network: "udp", Addr: at("203.0.113.10:5432"), App: "DNS"},
+		{Name: "web", Network: "tcp", Addr: at("[2001:db8::10]:5432"), App: "WEB"},
+		{Name: "range", Network: "tcp", Addr: at("203.0.113.10:8001"), Offset: 1, App: "RANGE"},
+		{Name: "one", Network: "tcp", Addr: at("127.0.0.1:0"), App: "ONE"},
+		{Name: "two", Network: "tcp", Addr: at("127.0.0.1:0"), App: "TWO"},
 	}
-	return table
 }
 
 func TestMatch(t *testing.T) {
-	table := newTable(t)
+	table, err := route.New(listeners())
+	if err != nil {
+		t.Fatal(err)
+	}
 	cases := []struct {
 		name, network, addr, listener string
 		app                           string
@@ -71,7 +63,8 @@ func TestZeroTableMatchesNothing(t *testing.T) {
 
 func TestTwoAppsAtOneAddress(t *testing.T) {
 	for _, addr := range []string{"203.0.113.10:5432", "[::ffff:203.0.113.10]:5432"} {
-		err := newTable(t).Add("tcp", at(addr), "other", "OTHER", 0)
+		second := route.Listener[string]{Name: "other", Network: "tcp", Addr: at(addr)}
+		_, err := route.New(append(listeners(), second))
 		if err == nil || !strings.Contains(err.Error(), `"db"`) || !strings.Contains(err.Error(), `"other"`) {
 			t.Errorf("%s: got %v, want an error that names both apps", addr, err)
 		}
@@ -79,7 +72,10 @@ func TestTwoAppsAtOneAddress(t *testing.T) {
 }
 
 func TestMatchAllocatesNothing(t *testing.T) {
-	table := newTable(t)
+	table, err := route.New(listeners())
+	if err != nil {
+		t.Fatal(err)
+	}
 	addr := at("203.0.113.10:8001")
 	if n := testing.AllocsPerRun(100, func() { table.Match("tcp", addr, "range") }); n > 0 {
 		t.Errorf("%v allocations, want none", n)
