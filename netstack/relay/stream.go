@@ -12,7 +12,8 @@ import (
 )
 
 const (
-	// streamBuffer is what one direction moves at a time.
+	// streamBuffer is what one direction moves at a time. Over loopback, 16 KiB
+	// carried a third less; 64 and 128 KiB carried no more.
 	streamBuffer = 32 << 10
 
 	// blockedCheck is tuning: a side that aborts while the other does not read
