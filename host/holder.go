@@ -14,13 +14,15 @@ import (
 )
 
 // Holder says which process has the TCP listener (network "tcp") or the UDP
-// socket ("udp") at addr, as far as this machine tells: "nginx (pid 123)", or
-// "another process". It reads /proc, and sees into other users' processes only
-// as root.
+// socket ("udp") at addr, as far as this machine tells: "nginx (pid 123)".
+// It reads /proc, and sees into other users' processes only as root.
 func Holder(network string, addr netip.AddrPort) string {
 	pid, name, ok := findHolder("/proc", network, addr)
-	if !ok {
-		return "another process"
+	switch {
+	case !ok:
+		return "another process (run as root to see which)"
+	case pid == os.Getpid():
+		return fmt.Sprintf("this process (%s, pid %d)", name, pid)
 	}
 	return fmt.Sprintf("%s (pid %d)", name, pid)
 }

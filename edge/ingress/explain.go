@@ -4,8 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"syscall"
+
+	"github.com/warrenmesh/warren/host"
 )
 
 // bindError is a listener that could not be had: one sentence that says what
@@ -30,7 +31,7 @@ func (c *Change) explainLocked(spec Spec, err error) error {
 		if own, ok := c.ownLocked(spec); ok {
 			return say("app %q of this edge has %q; a wildcard and an address of one port cannot stand side by side, nor change places in a reload: restart the edge", own.App, own.Addr)
 		}
-		return say("address already in use by %s; stop that, or give the app another port or address", Holder(spec.Network, spec.Addr))
+		return say("address already in use by %s; stop that, or give the app another port or address", host.Holder(spec.Network, spec.Addr))
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return say("this machine does not have the address; if it is behind NAT, set bind of that [[address]] to the machine's own address")
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
@@ -68,18 +69,4 @@ func ipVersion(a netip.Addr) string {
 		return "IPv4"
 	}
 	return "IPv6"
-}
-
-// Holder says which process has the TCP listener (network "tcp") or the UDP
-// socket ("udp") at addr, as far as this machine tells: "nginx (pid 123)".
-// It reads /proc, and sees into other users' processes only as root.
-func Holder(network string, addr netip.AddrPort) string {
-	pid, name, ok := findHolder("/proc", network, addr)
-	switch {
-	case !ok:
-		return "another process (run as root to see which)"
-	case pid == os.Getpid():
-		return fmt.Sprintf("this process (%s, pid %d)", name, pid)
-	}
-	return fmt.Sprintf("%s (pid %d)", name, pid)
 }
