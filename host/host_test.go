@@ -59,12 +59,3 @@ func TestHolder(t *testing.T) {
 		}
 	}
 }
-
-// FuzzSocketTable: /proc is the kernel's, but the table is a format all the same.
-func FuzzSocketTable(f *testing.F) {
-	f.Add("  sl  local_address rem_address   st\n   0: 0100007F:1538 00000000:0000 0A 00000000:00000000 00:00000000 00000000   109        0 12345 1")
-	f.Add("x: :: : :\n")
-	f.Fuzz(func(t *testing.T, table string) {
-		findSocket(strings.NewReader(table), "tcp", netip.MustParseAddrPort("127.0.0.1:5432"))
-	})
-}
