@@ -10,7 +10,8 @@ import (
 )
 
 // Unsupported is the type of a field whose key belongs to a later version.
-// Setting it is an error that says so; the hint tag may add what to do today.
+// Setting it to anything but "" is an error that says so; the hint tag may add
+// what to do today.
 //
 //	ProxyProtocol strict.Unsupported `toml:"proxy_protocol" hint:"…"`
 type Unsupported struct{}

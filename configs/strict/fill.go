@@ -1,6 +1,7 @@
 package strict
 
 import (
+	"cmp"
 	"fmt"
 	"reflect"
 	"slices"
@@ -14,7 +15,8 @@ import (
 //
 // A field may be: string, bool, any integer (range by its type and the range
 // tag), float64, time.Duration, Size, netip.Addr, AddrPort and Prefix, any
-// encoding.TextUnmarshaler (an error made by Reject carries its hint), a
+// encoding.TextUnmarshaler (an error made by Reject carries its hint or takes
+// the field's, another one stands alone), a
 // struct (table), a slice of any of these, or a pointer to one (nil: absent).
 // An empty string leaves a text field that is not required at its zero value,
 // which is how a default is turned off.
@@ -130,8 +132,12 @@ func setDefault(v reflect.Value, text string) error {
 // fillValue sets v from n.
 func (d *Doc) fillValue(n *node, path string, v reflect.Value, f Field) {
 	t := v.Type()
+	n.hidden = n.hidden || f.Hidden
 	switch {
 	case t == typeUnsupported:
+		if n.value == "" {
+			return // "": off, as it is
+		}
 		d.report(n, Problem{Path: n.path, Text: "not supported by this version", Hint: f.Hint})
 	case t.Kind() == reflect.Pointer:
 		p := reflect.New(t.Elem())
@@ -226,15 +232,9 @@ func (d *Doc) reject(n *node, err error, f Field) {
 	if err == nil {
 		return
 	}
-	p := Problem{Path: n.path, Value: n.show(), Text: err.Error(), Hint: f.Hint}
+	p := Problem{Path: n.path, Value: n.show(), Text: firstLine(err.Error())}
 	if fault, ok := err.(*Fault); ok {
-		p.Text = fault.Text
-		if fault.Hint != "" {
-			p.Hint = fault.Hint
-		}
-	}
-	if f.Hidden {
-		p.Value = ""
+		p.Text, p.Hint = fault.Text, cmp.Or(fault.Hint, f.Hint)
 	}
 	d.report(n, p)
 }
@@ -244,9 +244,6 @@ func (d *Doc) mismatch(n *node, want reflect.Type, f Field) {
 	p := Problem{
 		Path: n.path, Value: n.show(), Hint: mismatchHint(n, want, f.Key),
 		Text: fmt.Sprintf("expected %s, not %s", noun(want), n.kindNoun()),
-	}
-	if f.Hidden {
-		p.Value = ""
 	}
 	d.report(n, p)
 }

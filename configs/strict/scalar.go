@@ -2,6 +2,7 @@ package strict
 
 import (
 	"encoding"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"math"
@@ -156,6 +157,27 @@ func ParsePrefix(text string) (netip.Prefix, error) {
 		return p, Reject("address bits behind the prefix length are set", fmt.Sprintf("write %q", p.Masked()))
 	}
 	return p, nil
+}
+
+// keyLen is the length of a WireGuard key in bytes.
+const keyLen = 32
+
+// ParseKey reads a WireGuard public key in base64, as `warren pubkey` prints
+// it. Its error is a Fault that does not hold the key: it may be a private one.
+func ParseKey(text string) (key [keyLen]byte, err error) {
+	const hint = "write the 44 characters that `warren pubkey` prints"
+	raw, err := base64.StdEncoding.Strict().DecodeString(text)
+	switch {
+	case err != nil || strings.ContainsAny(text, "\r\n"):
+		return key, Reject("not a WireGuard key", hint)
+	case len(raw) != keyLen:
+		return key, Reject(fmt.Sprintf("a key of %d bytes, not %d", len(raw), keyLen), hint)
+	}
+	copy(key[:], raw)
+	if key == [keyLen]byte{} {
+		return key, Reject("the key is all zeroes", hint)
+	}
+	return key, nil
 }
 
 // fits tells whether a decoded value may go into a field of kind k.

@@ -34,10 +34,11 @@ type node struct {
 	start, end int  // bytes of "key = value", or of a header, in the file
 	headed     bool // a table with a header of its own, not implied by another
 
-	keys  []string // a table's keys in document order
-	child map[string]*node
-	elems []*node // kindTables, kindArray
-	value any     // a scalar: string, int64, float64, bool, time.Time
+	keys   []string // a table's keys in document order
+	child  map[string]*node
+	elems  []*node // kindTables, kindArray
+	value  any     // a scalar: string, int64, float64, bool, time.Time
+	hidden bool    // the value is never printed
 }
 
 func newNode(f *file, k kind, line int, path string) *node {
@@ -155,9 +156,10 @@ func quoteKey(key string) string {
 	return shorten(key)
 }
 
-// show renders a scalar as TOML does; "" for anything else.
+// show renders a scalar as TOML does; "" for anything else, and for what must
+// not be printed.
 func (n *node) show() string {
-	if n.kind != kindScalar {
+	if n.kind != kindScalar || n.hidden {
 		return ""
 	}
 	switch v := n.value.(type) {

@@ -1,7 +1,6 @@
 package config
 
 import (
-	"encoding/base64"
 	"fmt"
 	"net"
 	"net/netip"
@@ -105,17 +104,7 @@ type Key struct{ wgtypes.Key }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (k *Key) UnmarshalText(text []byte) error {
-	const hint = "write the 44 characters that `warren pubkey` prints"
-	raw, err := base64.StdEncoding.Strict().DecodeString(string(text))
-	switch {
-	case err != nil || strings.ContainsAny(string(text), "\r\n"):
-		return strict.Reject("not a WireGuard key", hint)
-	case len(raw) != wgtypes.KeyLen:
-		return strict.Reject(fmt.Sprintf("a key of %d bytes, not %d", len(raw), wgtypes.KeyLen), hint)
-	}
-	copy(k.Key[:], raw)
-	if k.Key == (wgtypes.Key{}) {
-		return strict.Reject("the key is all zeroes", hint)
-	}
-	return nil
+	key, err := strict.ParseKey(string(text))
+	k.Key = key
+	return err
 }
