@@ -33,7 +33,7 @@ func unwrapErrno(err error) (syscall.Errno, bool) {
 func inUseHint(proc, network string, addr netip.AddrPort) string {
 	who := holders(proc, network, addr)
 	if len(who) == 0 {
-		return "another process has it: stop that, or name another address in [dns] listen"
+		return "another process has it, or an outgoing connection uses the port: stop that, or name another address in [dns] listen"
 	}
 	hint := strings.Join(who, ", ") + ": stop that, or name another address in [dns] listen"
 	if addr.Addr().IsUnspecified() {

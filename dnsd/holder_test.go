@@ -76,7 +76,7 @@ func TestInUseHint(t *testing.T) {
 	for addr, want := range map[string]string{
 		"0.0.0.0:53":      "systemd-resolve (pid 812) has 127.0.0.53:53, which takes the port from the wildcard address: list the public addresses in [dns] listen",
 		"127.0.0.53:53":   "systemd-resolve (pid 812) has 127.0.0.53:53: stop that, or name another address in [dns] listen",
-		"203.0.113.10:53": "another process has it: stop that, or name another address in [dns] listen",
+		"203.0.113.10:53": "another process has it, or an outgoing connection uses the port: stop that, or name another address in [dns] listen",
 	} {
 		if got := inUseHint(proc, "udp", netip.MustParseAddrPort(addr)); got != want {
 			t.Errorf("hint for %s = %q, want %q", addr, got, want)

@@ -3,6 +3,7 @@ package dnsd
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -11,16 +12,30 @@ import (
 	"github.com/miekg/dns"
 )
 
-// freePort finds an address that nobody has. It is closed again, so another
-// process could take it; nothing on loopback does within a test.
+// freePorts finds n addresses that nobody has, below the ports that the
+// machine gives to outgoing connections, so that they are still free when they
+// are used.
+func freePorts(t *testing.T, n int) []netip.AddrPort {
+	t.Helper()
+	var list []netip.AddrPort
+	for range 100 * n {
+		at := netip.AddrPortFrom(loopback.Addr(), uint16(20000+rand.IntN(12000)))
+		e, err := open(at)
+		if err != nil {
+			continue
+		}
+		defer e.abandon() // only now, so that no port comes twice
+		if list = append(list, at); len(list) == n {
+			return list
+		}
+	}
+	t.Fatalf("only %d of %d ports are free on loopback", len(list), n)
+	return nil
+}
+
 func freePort(t *testing.T) netip.AddrPort {
 	t.Helper()
-	e, err := open(loopback)
-	if err != nil {
-		t.Fatal(err)
-	}
-	e.abandon()
-	return e.bound
+	return freePorts(t, 1)[0]
 }
 
 func reload(t *testing.T, s *Server, spec Spec) {
@@ -37,7 +52,8 @@ func reload(t *testing.T, s *Server, spec Spec) {
 // TestReloadKeepsUnchangedAddresses: their sockets and TCP connections
 // survive; new ones serve; removed ones are free again.
 func TestReloadKeepsUnchangedAddresses(t *testing.T) {
-	kept, removed, added := freePort(t), freePort(t), freePort(t)
+	ports := freePorts(t, 3)
+	kept, removed, added := ports[0], ports[1], ports[2]
 	s := start(t, Spec{Listen: []netip.AddrPort{kept, removed}})
 	before := s.endpoints[kept]
 	q := query("db.apps.example.com.", dns.TypeA)

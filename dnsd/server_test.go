@@ -369,12 +369,12 @@ func TestServerCutsWhatDoesNotEnd(t *testing.T) {
 }
 
 func TestServerStartNamesEveryFailure(t *testing.T) {
-	taken, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	first := freePort(t)
+	taken, err := net.ListenPacket("udp4", first.String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	first := taken.LocalAddr().(*net.UDPAddr).AddrPort()
 	spec := Spec{Listen: []netip.AddrPort{loopback, first, netip.MustParseAddrPort("192.0.2.1:0")}}
 	s := New(spec, exampleFeed(t), quiet)
 	defer s.Close(context.Background())

@@ -87,7 +87,7 @@ func (s *Snapshot) Revision() uint64 {
 	return s.revision
 }
 
-// Zones returns the names of the zones, without final dots, sorted as in the
+// Zones returns the names of the zones, without final dots, in the order of the
 // Source.
 func (s *Snapshot) Zones() []string {
 	if s == nil {
@@ -105,7 +105,7 @@ func (s *Snapshot) Lookup(qname string, qtype uint16) Answer {
 		return Answer{Rcode: dns.RcodeRefused}
 	}
 	qname = dns.Fqdn(qname)
-	closest, exact := s.find(Fold(qname))
+	closest, exact := s.find(fold(qname))
 	if closest == nil {
 		return Answer{Rcode: dns.RcodeRefused}
 	}

@@ -10,19 +10,19 @@ import (
 // (255 octets on the wire, RFC 1035 section 2.3.4).
 const maxNameLen = 253
 
-// Fold returns name with the ASCII letters in lower case, which is how names
+// fold returns name with the ASCII letters in lower case, which is how names
 // compare (RFC 4343). A name that has no capitals is returned as it is,
 // without allocating. Escapes (\DDD) hold no letters and stay untouched.
-func Fold(name string) string {
+func fold(name string) string {
 	for i := range len(name) {
 		if 'A' <= name[i] && name[i] <= 'Z' {
-			return foldFrom(name, i)
+			return foldRest(name, i)
 		}
 	}
 	return name
 }
 
-func foldFrom(name string, first int) string {
+func foldRest(name string, first int) string {
 	b := []byte(name)
 	for i := first; i < len(b); i++ {
 		if 'A' <= b[i] && b[i] <= 'Z' {
@@ -52,7 +52,7 @@ func canonical(name string, wildcard bool) (fqdn, what, hint string) {
 			return "", what, hint
 		}
 	}
-	return Fold(plain) + ".", "", ""
+	return fold(plain) + ".", "", ""
 }
 
 func badLabel(label string) (what, hint string) {

@@ -147,7 +147,7 @@ func randomSource(r *rand.Rand) Source {
 // differs asks both and says where they disagree.
 func differs(snapshot *Snapshot, o oracle, qname string, qtype uint16) string {
 	a := snapshot.Lookup(qname, qtype)
-	zone, rcode, answered := o.ask(Fold(qname), qtype)
+	zone, rcode, answered := o.ask(fold(qname), qtype)
 	got, gotType := a.Zone, uint16(0)
 	if len(a.Answer) > 0 {
 		gotType = a.Answer[0].Header().Rrtype
