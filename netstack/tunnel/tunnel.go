@@ -245,21 +245,36 @@ func (t *Tunnel) peerAt(overlay netip.Addr) *Peer {
 }
 
 // Drops calls yield with what was dropped, where and why: refused by the
-// checks, at the links, in the socket, in the outbox.
+// checks, at the links, in the stacks, in the socket, in the outbox. A place
+// and reason may come more than once; the sum counts.
 func (t *Tunnel) Drops(yield func(where, why string, n uint64)) {
 	t.refused.Each(func(why string, n uint64) { yield("tunnel", why, n) })
 	t.outbox.drops.Each(func(why string, n uint64) { yield("tunnel", why, n) })
 	t.bind.Drops(yield)
 	t.shared.Drops(yield)
-	atLinks := make(map[string]uint64)
-	sum := func(why string, n uint64) { atLinks[why] += n }
-	t.retired.Each(sum)
+	t.retired.Each(func(why string, n uint64) { yield("link", why, n) })
 	for _, p := range t.allPeers() {
-		p.link.Drops(sum)
+		p.link.Drops(func(why string, n uint64) { yield("link", why, n) })
 	}
-	for why, n := range atLinks {
-		yield("link", why, n)
+	for _, st := range t.stacks() {
+		st.Drops(yield)
 	}
+}
+
+// stacks returns the stacks of the moment: one a network, or one an edge.
+func (t *Tunnel) stacks() []*netstack.Stack {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var stacks []*netstack.Stack
+	for _, n := range t.networks {
+		stacks = append(stacks, n.stack)
+	}
+	for _, p := range t.peers {
+		if p.network == nil {
+			stacks = append(stacks, p.stack)
+		}
+	}
+	return stacks
 }
 
 // leaveGrace bounds how long Close waits for its farewell to be sent.
