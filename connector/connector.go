@@ -225,27 +225,47 @@ func (c *Connector) runEdges(ctx context.Context) error {
 	return failure
 }
 
-// drain refuses new flows and waits for the live ones.
+// drain refuses new flows and waits for the live ones, and then for what they
+// still had to send: the edge drops what comes after the tunnel's farewell.
 func (c *Connector) drain() error {
 	empty := c.flows.drain()
 	c.log.Info("draining", "tcp_flows", c.flows.count("tcp"), "udp_flows", c.flows.count("udp"), "at_most", max(c.spec.Grace, 0))
 	grace := time.NewTimer(c.spec.Grace)
 	defer grace.Stop()
-	select {
-	case <-empty:
-		return nil
-	default:
+	poll := time.NewTicker(flushPoll)
+	defer poll.Stop()
+	for {
+		select {
+		case <-empty:
+			if !c.sending() {
+				return nil
+			}
+		default:
+		}
+		select {
+		case <-poll.C:
+		case <-grace.C:
+			c.log.Warn("drain is over", "cut_tcp_flows", c.flows.count("tcp"), "cut_udp_flows", c.flows.count("udp"))
+			return nil
+		case <-c.deps.Force:
+			c.log.Warn("drain was forced", "cut_tcp_flows", c.flows.count("tcp"), "cut_udp_flows", c.flows.count("udp"))
+			return ErrForced
+		}
 	}
-	select {
-	case <-empty:
-		return nil
-	case <-grace.C:
-		c.log.Warn("drain is over", "cut_tcp_flows", c.flows.count("tcp"), "cut_udp_flows", c.flows.count("udp"))
-		return nil
-	case <-c.deps.Force:
-		c.log.Warn("drain was forced", "cut_tcp_flows", c.flows.count("tcp"), "cut_udp_flows", c.flows.count("udp"))
-		return ErrForced
+}
+
+// flushPoll is how often a drain looks whether the last bytes have left.
+const flushPoll = 20 * time.Millisecond
+
+// sending tells whether flows that are over have bytes on the way to an edge
+// that lives.
+func (c *Connector) sending() bool {
+	for _, e := range c.edges {
+		if s := e.state(); s.Alive && s.Flows > 0 {
+			return true
+		}
 	}
+	return false
 }
 
 // edgeChanged passes on that an edge came or went.

@@ -84,10 +84,11 @@ func stateOf(s tunnel.PeerState) State {
 		Left:          !s.Alive && !s.Since.IsZero() && s.Since.Sub(s.Heard) < farewell,
 		RTT:           s.RTT,
 		LastHandshake: s.LastHandshake,
-		Endpoint:      s.Endpoint,
+		Endpoint:      netip.AddrPortFrom(s.Endpoint.Addr().Unmap(), s.Endpoint.Port()),
 		RxBytes:       s.RxBytes,
 		TxBytes:       s.TxBytes,
 		PathMTU:       s.PathMTU,
+		Flows:         s.Flows,
 	}
 }
 

@@ -19,9 +19,9 @@ const (
 	answerWithin = 10 * time.Second
 	// resolveWithin bounds one resolution of an edge's name.
 	resolveWithin = 10 * time.Second
-	// sleepCheck is how often a waiting edge looks whether the machine was
-	// suspended, and sleepJump how far the clock on the wall must have run
-	// ahead of the waiting to say so.
+	// sleepCheck is how often a waiting edge looks whether the tunnel calls
+	// where it should, and whether the machine was suspended: sleepJump is how
+	// far the clock on the wall must have run ahead of the waiting to say so.
 	sleepCheck = 2 * time.Second
 	sleepJump  = 5 * time.Second
 )
@@ -173,11 +173,8 @@ func (e *edge) call(addr netip.AddrPort) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.peer != nil {
-		if addr == e.at {
-			return nil
-		}
 		e.at = addr
-		return e.peer.SetEndpoint(addr)
+		return e.aimLocked()
 	}
 	peer, err := e.c.tunnel.Join(JoinConfig{
 		Name:      e.spec.URL.String(),
@@ -194,14 +191,32 @@ func (e *edge) call(addr netip.AddrPort) error {
 	return nil
 }
 
-// callAgain makes the tunnel call the edge now, however long it has waited.
-func (e *edge) callAgain() {
+// aimLocked makes the tunnel call at e.at, if it does not already: WireGuard
+// follows the source of whatever comes, so a last packet from an edge's old
+// address would turn it back. The caller holds mu, and the edge is not alive.
+func (e *edge) aimLocked() error {
+	calls := e.peer.State().Endpoint
+	if calls.Port() == e.at.Port() && calls.Addr().WithZone("") == e.at.Addr().WithZone("") {
+		return nil
+	}
+	return e.peer.SetEndpoint(e.at)
+}
+
+// aim is aimLocked for an edge that may not be joined yet. With again, the
+// tunnel calls at once however long it would have waited.
+func (e *edge) aim(again bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.peer == nil {
 		return
 	}
-	if err := e.peer.SetEndpoint(e.at); err != nil {
+	err := error(nil)
+	if again {
+		err = e.peer.SetEndpoint(e.at)
+	} else {
+		err = e.aimLocked()
+	}
+	if err != nil {
 		e.log.Warn("calling failed", "err", err)
 	}
 }
@@ -252,10 +267,11 @@ func (e *edge) wait(ctx context.Context, d time.Duration) bool {
 		case <-e.news:
 		case <-ticker.C:
 			// The runtime's clock stands still in a suspended machine.
-			if e.c.deps.Wall().Sub(wall)-time.Since(running) > sleepJump {
-				e.log.Info("machine was suspended", "for", (e.c.deps.Wall().Sub(wall) - time.Since(running)).Round(time.Second))
+			asleep := e.c.deps.Wall().Sub(wall) - time.Since(running)
+			e.aim(asleep > sleepJump)
+			if asleep > sleepJump {
+				e.log.Info("machine was suspended", "for", asleep.Round(time.Second))
 				wall, running = e.c.deps.Wall(), time.Now()
-				e.callAgain()
 				timer.Reset(answerWithin)
 			}
 		}

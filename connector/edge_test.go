@@ -134,6 +134,27 @@ func TestEdgeMoves(t *testing.T) {
 	})
 }
 
+func TestLatePacketFromTheOldAddress(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		b.start()
+		p := b.join()
+		b.resolver.set("edge.example", "198.51.100.7")
+		p.set(State{})
+		synctest.Wait()
+		// WireGuard turns back to where the packet came from.
+		p.set(State{Endpoint: netip.MustParseAddrPort("203.0.113.10:51820")})
+		time.Sleep(sleepCheck)
+		synctest.Wait()
+		if got := p.called(); !slices.Equal(got, at("203.0.113.10:51820", "198.51.100.7:51820", "198.51.100.7:51820")) {
+			t.Errorf("called %v", got)
+		}
+		b.join()
+		if err := b.finish(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestEdgeMovesWhileDNSIsDown(t *testing.T) {
 	inBubble(t, func(t *testing.T, b *bench) {
 		b.start()

@@ -85,6 +85,7 @@ func (p *fakePeer) SetEndpoint(a netip.AddrPort) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.calls = append(p.calls, a)
+	p.state.Endpoint = netip.AddrPort{}
 	return nil
 }
 
@@ -92,7 +93,9 @@ func (p *fakePeer) State() State {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.state
-	s.Endpoint = p.calls[len(p.calls)-1]
+	if !s.Endpoint.IsValid() { // else it has roamed
+		s.Endpoint = p.calls[len(p.calls)-1]
+	}
 	return s
 }
 

@@ -71,6 +71,9 @@ type State struct {
 	RxBytes, TxBytes uint64
 	// PathMTU is the largest inner packet that fits; zero while unknown.
 	PathMTU int
+	// Flows that the tunnel carries for the edge. One that was closed counts
+	// until its last bytes have reached the edge.
+	Flows int
 }
 
 // TCPRequest is a connection that an edge wants. Either Accept or Reject must
