@@ -153,7 +153,7 @@ func listenError(network string, addr netip.AddrPort, err error) error {
 	hint := ""
 	switch errno {
 	case unix.EADDRINUSE:
-		hint = inUseHint("/proc", network, addr)
+		hint = inUseHint(network, addr)
 	case unix.EADDRNOTAVAIL:
 		hint = "the address is not on this machine: behind a NAT, give the machine's own address as bind"
 	case unix.EACCES, unix.EPERM:

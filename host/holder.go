@@ -2,9 +2,9 @@ package host
 
 import (
 	"bufio"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -13,117 +13,142 @@ import (
 	"strings"
 )
 
-// Holder says which process has the TCP listener (network "tcp") or the UDP
-// socket ("udp") at addr, as far as this machine tells: "nginx (pid 123)".
-// It reads /proc, and sees into other users' processes only as root.
-func Holder(network string, addr netip.AddrPort) string {
-	pid, name, ok := findHolder("/proc", network, addr)
-	switch {
-	case !ok:
-		return "another process (run as root to see which)"
-	case pid == os.Getpid():
-		return fmt.Sprintf("this process (%s, pid %d)", name, pid)
+// Holder says in words which process keeps the TCP listener (network "tcp") or
+// the UDP socket ("udp") at addr from being opened, as far as this machine
+// tells: "nginx (pid 123)". Several are parted by commas.
+func Holder(network string, addr netip.AddrPort) string { return holder("/proc", network, addr) }
+
+func holder(proc, network string, addr netip.AddrPort) string {
+	var names []string
+	for _, h := range holders(proc, network, addr) {
+		name := h.Process
+		if h.At != addr {
+			name += " on " + h.At.String()
+		}
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
 	}
-	return fmt.Sprintf("%s (pid %d)", name, pid)
+	if len(names) == 0 {
+		return "another process, or an outgoing connection"
+	}
+	return strings.Join(names, ", ")
 }
 
-// findHolder finds the process whose socket occupies addr, in the proc file
-// system at root (proc_net(5), proc_pid_fd(5)).
-func findHolder(root, network string, addr netip.AddrPort) (pid int, name string, ok bool) {
-	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
+// Held is a socket that stands in the way of another.
+type Held struct {
+	Process string         // "nginx (pid 123)"
+	At      netip.AddrPort // what it is bound to
+}
+
+// Holders returns the sockets that keep addr from being bound. It reads /proc,
+// and sees into other users' processes only as root.
+func Holders(network string, addr netip.AddrPort) []Held { return holders("/proc", network, addr) }
+
+func holders(proc, network string, addr netip.AddrPort) []Held {
+	var found []Held
 	for _, table := range []string{network, network + "6"} {
-		f, err := os.Open(filepath.Join(root, "net", table))
-		if err != nil {
-			continue // no IPv6 here
-		}
-		inode := findSocket(f, network, addr)
-		_ = f.Close()
-		if inode == "" {
-			continue
-		}
-		if pid, name, ok = findProcess(root, inode); ok {
-			return pid, name, true
-		}
-	}
-	return 0, "", false
-}
-
-// findSocket returns the inode of the socket in a table of /proc/net that
-// keeps others from binding addr, "" where there is none.
-func findSocket(table io.Reader, network string, addr netip.AddrPort) string {
-	const listening = "0A" // TCP_LISTEN; a UDP socket holds its port in any state
-	lines := bufio.NewScanner(table)
-	for lines.Scan() {
-		// sl local_address rem_address st tx:rx tr:tm retrnsmt uid timeout inode
-		field := strings.Fields(lines.Text())
-		if len(field) < 10 || network == "tcp" && field[3] != listening {
-			continue
-		}
-		local, ok := parseSocketAddress(field[1])
-		if !ok || local.Port() != addr.Port() {
-			continue
-		}
-		a, b := local.Addr(), addr.Addr()
-		// A wildcard of IPv6 may hold the port for IPv4 too.
-		if a == b || a.IsUnspecified() && (a.Is6() || b.Is4()) || b.IsUnspecified() && a.Is4() == b.Is4() {
-			return field[9]
-		}
-	}
-	return ""
-}
-
-// parseSocketAddress reads "0100007F:1538": the address in words of the
-// machine's byte order, the port as a number.
-func parseSocketAddress(s string) (netip.AddrPort, bool) {
-	word, port, ok := strings.Cut(s, ":")
-	if !ok {
-		return netip.AddrPort{}, false
-	}
-	number, err := strconv.ParseUint(port, 16, 16)
-	if err != nil {
-		return netip.AddrPort{}, false
-	}
-	raw, err := hex.DecodeString(word)
-	if err != nil || len(raw) != 4 && len(raw) != 16 {
-		return netip.AddrPort{}, false
-	}
-	for i := 0; i < len(raw); i += 4 {
-		slices.Reverse(raw[i : i+4]) // little-endian machines
-	}
-	addr, _ := netip.AddrFromSlice(raw)
-	return netip.AddrPortFrom(addr.Unmap(), uint16(number)), true
-}
-
-// findProcess returns the process that has the socket with this inode open.
-func findProcess(root, inode string) (pid int, name string, ok bool) {
-	want := "socket:[" + inode + "]"
-	processes, err := os.ReadDir(root)
-	if err != nil {
-		return 0, "", false
-	}
-	for _, p := range processes {
-		pid, err := strconv.Atoi(p.Name())
-		if err != nil {
-			continue
-		}
-		dir := filepath.Join(root, p.Name(), "fd")
-		open, err := os.ReadDir(dir)
-		if err != nil {
-			continue // another user's, or gone
-		}
-		for _, fd := range open {
-			if target, err := os.Readlink(filepath.Join(dir, fd.Name())); err == nil && target == want {
-				return pid, processName(root, p.Name()), true
+		// Of the thread, whose network namespace need not be the process's.
+		for _, s := range readSockets(filepath.Join(proc, "thread-self", "net", table)) {
+			if network == "tcp" && s.state != listening || !conflicts(s.local, addr) {
+				continue
+			}
+			h := Held{Process: process(proc, s.inode), At: s.local}
+			if !slices.Contains(found, h) {
+				found = append(found, h)
 			}
 		}
 	}
-	return 0, "", false
+	return found
 }
 
-func processName(root, pid string) string {
-	comm, err := os.ReadFile(filepath.Join(root, pid, "comm"))
-	if err != nil {
-		return "a process"
+// listening is TCP_LISTEN in the tables. A UDP socket holds its port in any
+// state.
+const listening = "0A"
+
+// conflicts reports whether a socket at held keeps another from being opened
+// at want.
+func conflicts(held, want netip.AddrPort) bool {
+	if held.Port() != want.Port() {
+		return false
 	}
-	return strings.TrimSpace(string(comm))
+	h, w := held.Addr(), want.Addr().Unmap()
+	switch {
+	case h == netip.IPv6Unspecified(): // it may have taken IPv4 too
+		return true
+	case h.Is4() != w.Is4():
+		return false
+	}
+	return h == w || h.IsUnspecified() || w.IsUnspecified()
+}
+
+// process names the owner of a socket.
+func process(proc, inode string) string {
+	want := "socket:[" + inode + "]"
+	fds, _ := filepath.Glob(filepath.Join(proc, "[0-9]*", "fd", "*"))
+	for _, fd := range fds {
+		if link, err := os.Readlink(fd); err != nil || link != want {
+			continue
+		}
+		dir := filepath.Dir(filepath.Dir(fd))
+		pid := filepath.Base(dir)
+		name, err := os.ReadFile(filepath.Join(dir, "comm"))
+		switch {
+		case pid == strconv.Itoa(os.Getpid()):
+			return fmt.Sprintf("this process (pid %s)", pid)
+		case err != nil:
+			return "process " + pid
+		}
+		return fmt.Sprintf("%s (pid %s)", strings.TrimSpace(string(name)), pid)
+	}
+	return "a process that only root may see"
+}
+
+// socket is a line of /proc/net/udp and its like: a bound socket.
+type socket struct {
+	local netip.AddrPort
+	inode string
+	state string // hexadecimal
+}
+
+func readSockets(path string) []socket {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil // no IPv6 here
+	}
+	defer f.Close()
+	var list []socket
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if s, ok := parseSocket(lines.Text()); ok {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
+// parseSocket reads a line of /proc/net/{udp,udp6,tcp,tcp6} (proc_pid_net(5)):
+// "sl local remote state queues timer retransmits uid timeout inode …".
+func parseSocket(line string) (socket, bool) {
+	f := strings.Fields(line)
+	if len(f) < 10 {
+		return socket{}, false
+	}
+	word, port, ok := strings.Cut(f[1], ":")
+	if !ok {
+		return socket{}, false
+	}
+	raw, err := hex.DecodeString(word)
+	if err != nil || len(raw) != 4 && len(raw) != 16 {
+		return socket{}, false
+	}
+	// The kernel prints each word of 32 bits as it lies in memory.
+	for i := 0; i < len(raw); i += 4 {
+		binary.NativeEndian.PutUint32(raw[i:], binary.BigEndian.Uint32(raw[i:]))
+	}
+	addr, _ := netip.AddrFromSlice(raw)
+	n, err := strconv.ParseUint(port, 16, 16)
+	if err != nil {
+		return socket{}, false
+	}
+	return socket{netip.AddrPortFrom(addr.Unmap(), uint16(n)), f[9], f[3]}, true
 }
