@@ -28,6 +28,10 @@ func (e *Edge) Reload(context.Context) (client.ReloadResult, error) {
 	return client.ReloadResult{ConfigRevision: e.current.Load().revision, Changes: changes}, nil
 }
 
+// ReopenFlowLog goes on with a new file of the flow log's name, as after a
+// rotation. On failure the log stays with the old one.
+func (e *Edge) ReopenFlowLog() error { return e.observer.Log.Reopen() }
+
 // Drain implements admin.Control.
 func (e *Edge) Drain(_ context.Context, r client.DrainRequest) (client.DrainResult, error) {
 	if err := e.setDraining(!r.Off); err != nil {

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// daemonFlags are those of the commands that run or check a daemon.
+type daemonFlags struct {
+	configs   []string
+	logFormat string
+}
+
+// configFlag adds -c. kind is "edge" or "connector".
+func (f *daemonFlags) configFlag(c *cobra.Command, kind string) {
+	c.Flags().StringArrayVarP(&f.configs, "config", "c", nil,
+		fmt.Sprintf("config `file`, or a directory of *.toml files; may be repeated (default: %s)", defaultConfig(kind)))
+}
+
+func (f *daemonFlags) logFlag(c *cobra.Command) {
+	c.Flags().StringVar(&f.logFormat, "log-format", "", "`format` of the lines on standard error: text or json (default: $WARREN_LOG_FORMAT, else text)")
+}
+
+func defaultConfig(kind string) string { return "/etc/warren/" + kind + ".toml" }
+
+// paths returns the config files that are meant, or says where it looked.
+func (f *daemonFlags) paths(c *cobra.Command, kind string) ([]string, error) {
+	if len(f.configs) > 0 {
+		return f.configs, nil
+	}
+	path := defaultConfig(kind)
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil, wrongUsage(c, "looking for a config: none is given with -c, and there is no %s: write one with `warren %s init`, or name yours with -c", path, kind)
+	}
+	return []string{path}, nil
+}
+
+// newLog makes the daemon's own log: text for people, or JSON lines.
+func (f *daemonFlags) newLog(c *cobra.Command, p *program, level slog.Level) (*slog.Logger, error) {
+	format := f.logFormat
+	if format == "" {
+		format = p.env("WARREN_LOG_FORMAT")
+	}
+	opts := &slog.HandlerOptions{Level: level}
+	switch strings.ToLower(format) {
+	case "", "text":
+		return slog.New(slog.NewTextHandler(p.stderr, opts)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(p.stderr, opts)), nil
+	}
+	return nil, wrongUsage(c, "choosing the log's format: %q is neither text nor json", format)
+}
+
+// runs makes c the command that runs a daemon until a signal ends it.
+func runs(c *cobra.Command, daemon func(context.Context, *signals) error) {
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		s := catchSignals(c.Context())
+		defer s.stop()
+		return daemon(s.ctx, s)
+	}
+}

@@ -1,0 +1,28 @@
+// Command warren is the whole of Warren for its operator: it runs the edge and
+// the connector, checks their config files, and asks a running edge what it
+// does.
+//
+//	warren edge run -c edge.toml
+//	warren connector run -c connector.toml
+//	warren status
+//
+// A command turns flags and the environment into one call of a daemon or of
+// the edge's admin socket, and the outcome into an exit code: 0 done, 1
+// failed, 2 wrong usage, 3 refused by the edge (asking again is of no use).
+// Tables are for people; --json prints what the API answered.
+//
+// The package must never decide what a daemon or a config file should, and
+// must never print a secret or a stack trace.
+package main
+
+import (
+	"context"
+	"os"
+)
+
+func main() {
+	os.Exit(run(context.Background(), program{
+		args: os.Args[1:], env: os.Getenv,
+		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
+	}))
+}
