@@ -236,10 +236,38 @@ func TestKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = udp.Close() }()
+	if got, usual := readBuffer(t, udp), readBuffer(t, plainUDP(t)); got <= usual {
+		t.Errorf("the socket takes %d bytes, as any other does (%d)", got, usual)
+	}
 	if _, err := io.WriteString(udp, "hello"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := udp.Read(make([]byte, 1)); netx.Classify(err) != netx.ErrRefused {
 		t.Errorf("reading from a closed UDP port gives %v", err)
 	}
+}
+
+// plainUDP is a UDP socket as the kernel makes it.
+func plainUDP(t *testing.T) net.Conn {
+	t.Helper()
+	c, err := net.Dial("udp", "127.0.0.1:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// readBuffer is how many bytes the kernel holds for c.
+func readBuffer(t *testing.T, c net.Conn) (n int) {
+	t.Helper()
+	raw, err := c.(*net.UDPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var failed error
+	if err := raw.Control(func(fd uintptr) { n, failed = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF) }); err != nil || failed != nil {
+		t.Fatal(err, failed)
+	}
+	return n
 }
