@@ -257,12 +257,6 @@ func (e *Edge) logReady() {
 	e.log.Info("edge ready", "name", cfg.Edge.Name, "public_key", e.tunnel.PublicKey().String(),
 		"wireguard", e.wireguardAddr(), "networks", len(cfg.Networks), "connectors", len(cfg.Connectors),
 		"apps", len(cfg.Apps), "listeners", len(e.ingress.Listening()), "admin", cfg.Admin.Socket, "metrics", e.metricsText())
-	for _, l := range e.ingress.Listening() {
-		e.log.Info("listening", "app", l.Spec.App, "on", l.Spec.Network+"/"+l.Addr.String())
-	}
-	for _, a := range e.dns.Addrs() {
-		e.log.Info("listening", "dns", a.String(), "zones", e.zones.Zones().Zones())
-	}
 }
 
 func (e *Edge) metricsText() string {

@@ -45,6 +45,9 @@ func (p *Peer) tick(now time.Time) {
 	p.mu.Lock()
 	left := p.left.Load()
 	d := p.life.step(now, p.lastHeard(), left, p.initiate)
+	if d.up {
+		p.tunnel.forgetDeviceState() // it knows the peer's endpoint only now
+	}
 	if d.up || p.moved.Swap(false) && p.life.alive {
 		p.mtu.restart(now, p.ceiling())
 	}
