@@ -190,7 +190,7 @@ func forgeries(me victim, others []victim) []forgery {
 func fragment(tag byte, local netip.AddrPort, id uint16, first bool) []byte {
 	whole := udp(privateHost, local, repeat(tag, 8+64))
 	binary.BigEndian.PutUint16(whole[header.IPv4MinimumSize+6:], 0) // RFC 768: none
-	const cut = 40 // of the UDP datagram: a multiple of 8
+	const cut = 40                                                  // of the UDP datagram: a multiple of 8
 	half, flags := whole[header.IPv4MinimumSize:header.IPv4MinimumSize+cut], uint16(0x2000)
 	if !first {
 		half, flags = whole[header.IPv4MinimumSize+cut:], cut/8
