@@ -30,7 +30,11 @@ func (d *Doc) Fill(into any) {
 
 // fillTable fills a struct. path is that of the merged document.
 func (d *Doc) fillTable(n *node, path string, v reflect.Value) {
-	fields := Fields(v.Type())
+	fields, cached := d.fields[v.Type()]
+	if !cached {
+		fields = Fields(v.Type())
+		d.fields[v.Type()] = fields
+	}
 	known := make([]string, 0, len(fields))
 	for _, f := range fields {
 		known = append(known, f.Key)

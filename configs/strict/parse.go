@@ -9,11 +9,10 @@ import (
 	"github.com/BurntSushi/toml"
 )
 
-// parseFile reads one file into a tree. A duplicate is reported with both
-// places and left out, so that one does not hide the rest of the problems.
+// parseFile reads one file into a tree.
 func (d *Doc) parseFile(f *file, text []byte) *node {
 	src := trimBOM(string(text))
-	src, places, err := d.dropDuplicates(f, src)
+	src, places, err := d.resolveClashes(f, src)
 	switch err {
 	case errDeep:
 		d.syntax(f, places.line, errDeep.Error())
@@ -42,62 +41,6 @@ func (d *Doc) parseFile(f *file, text []byte) *node {
 func (d *Doc) syntax(f *file, line int, text string) {
 	d.broken = true
 	d.problems = append(d.problems, Problem{File: f.name, file: f, Line: line, Text: text})
-}
-
-// dropDuplicates scans src, reports what is there twice, and returns src with
-// the later ones blanked out (places stay the same) and its scan. What is twice
-// inside an inline table cannot be blanked out: errTwice. The decoder would
-// catch most of them itself, but without the first place, and some ("a.b = 1",
-// then "a = 2") it drops in silence.
-func (d *Doc) dropDuplicates(f *file, src string) (string, *scanner, error) {
-	places, err := scan(f, src)
-	if err != nil || len(places.twice) == 0 {
-		return src, places, err
-	}
-	blanked := []byte(src)
-	for _, twice := range places.twice {
-		what, hint := "key", "remove one of the two"
-		if twice.table {
-			what, hint = "table", "put its keys into one table"
-		}
-		d.problems = append(d.problems, Problem{
-			File: f.name, file: f, Line: twice.line, Path: twice.path,
-			Text: fmt.Sprintf("duplicate %s, already set at line %d", what, twice.first.line),
-			Hint: hint,
-		})
-		if !twice.blank {
-			d.broken = true
-			err = errTwice
-			continue
-		}
-		end := twice.end
-		if twice.table {
-			end = places.sectionEnd(twice.start)
-		}
-		for i := twice.start; i < end; i++ {
-			if blanked[i] != '\n' {
-				blanked[i] = ' '
-			}
-		}
-	}
-	if err != nil {
-		return src, places, err
-	}
-	src = string(blanked)
-	places, err = scan(f, src)
-	return src, places, err
-}
-
-// sectionEnd returns where the section ends whose header starts at start: at
-// the next header, or at the end of the file.
-func (s *scanner) sectionEnd(start int) int {
-	end := len(s.src)
-	for _, h := range s.headers {
-		if h > start && h < end {
-			end = h
-		}
-	}
-	return end
 }
 
 // trimBOM strips byte order marks, as the decoder would strip the first:

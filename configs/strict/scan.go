@@ -31,22 +31,10 @@ type scanner struct {
 	table *node    // the table that the last header opened
 	ctx   []string // its key path
 
-	keys  [][]string  // in the order of toml.MetaData.Keys
-	twice []duplicate // keys and tables that are set a second time
-	depth int
-
-	headers []int // where each header starts
-}
-
-// duplicate is a key, or the header of a table, that was there before.
-type duplicate struct {
-	first *node
-	path  string
-	line  int
-	start int // of the second "key = value", or header
-	end   int // one behind it
-	table bool
-	blank bool // nothing hangs on its text, so that it may be left out
+	keys    [][]string // in the order of toml.MetaData.Keys
+	headers []int      // where each header starts
+	clashes []clash
+	depth   int
 }
 
 // scan reads src. The error says where it stopped understanding; what it found
@@ -135,22 +123,24 @@ func (s *scanner) header() error {
 	s.keys = append(s.keys, parts)
 	s.ctx, s.headers = parts, append(s.headers, start)
 
-	parent, err := s.walk(s.root, parts[:len(parts)-1], line)
+	parent, err := s.walk(s.root, parts[:len(parts)-1], line, start)
 	if err != nil {
 		return err
 	}
 	last := parts[len(parts)-1]
 	if array {
-		return s.openElem(parent, last, line, start)
+		s.openElem(parent, last, line, start)
+		return nil
 	}
 	have := parent.child[last]
-	if have == nil {
+	switch {
+	case have == nil:
 		have = newNode(s.file, kindTable, line, join(parent.path, quoteKey(last)))
 		parent.put(last, have)
-	} else if have.kind == kindTable && have.headed {
-		s.twice = append(s.twice, duplicate{
-			first: have, path: have.path, line: line, start: start, end: s.pos, table: true, blank: true,
-		})
+	case have.kind == kindTable && have.headed:
+		s.twiceTable(have, line, start)
+	case have.kind == kindTables:
+		s.singleAfterList(have, line, start)
 	}
 	if !have.headed {
 		have.headed, have.line, have.start, have.end = true, line, start, s.pos
@@ -160,26 +150,30 @@ func (s *scanner) header() error {
 }
 
 // openElem adds an element to [[last]] in parent and opens it.
-func (s *scanner) openElem(parent *node, last string, line, start int) error {
+func (s *scanner) openElem(parent *node, last string, line, start int) {
 	list := parent.child[last]
-	if list == nil {
+	switch {
+	case list == nil:
 		list = newNode(s.file, kindTables, line, join(parent.path, quoteKey(last)))
 		parent.put(last, list)
+	case list.kind == kindTable:
+		s.listAfterSingle(list, line)
 	}
 	elem := newNode(s.file, kindTable, line, fmt.Sprintf("%s[%d]", list.path, len(list.elems)))
 	elem.headed, elem.start, elem.end = true, start, s.pos
 	list.elems = append(list.elems, elem)
 	s.table = elem
-	return nil
 }
 
-// walk follows parts from n through tables, and makes those that are implied.
-func (s *scanner) walk(n *node, parts []string, line int) (*node, error) {
+// walk follows parts from n through tables, and makes those that are implied
+// by the header that starts at implied; by a dotted key where that is negative.
+func (s *scanner) walk(n *node, parts []string, line, implied int) (*node, error) {
 	for _, part := range parts {
 		n = n.table()
 		c := n.child[part]
 		if c == nil {
 			c = newNode(s.file, kindTable, line, join(n.path, quoteKey(part)))
+			c.implied = implied
 			n.put(part, c)
 		}
 		if c.kind != kindTable && c.kind != kindTables {
@@ -203,7 +197,7 @@ func (s *scanner) keyValue(table *node, ctx []string, inline bool) error {
 	full := append(append([]string(nil), ctx...), parts...)
 	s.keys = append(s.keys, full)
 
-	table, err = s.walk(table, parts[:len(parts)-1], line)
+	table, err = s.walk(table, parts[:len(parts)-1], line, -1)
 	if err != nil {
 		return err
 	}
@@ -220,9 +214,7 @@ func (s *scanner) keyValue(table *node, ctx []string, inline bool) error {
 	}
 	n.end = s.pos
 	if have != nil {
-		s.twice = append(s.twice, duplicate{
-			first: have, path: have.path, line: line, start: start, end: s.pos, blank: !inline,
-		})
+		s.twiceKey(have, line, start, inline)
 	}
 	return nil
 }

@@ -27,6 +27,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"sort"
 	"strings"
 )
@@ -124,6 +125,7 @@ type Doc struct {
 	root     *node
 	problems Problems
 	broken   bool // a file could not be parsed, so the tree lacks what it says
+	fields   map[reflect.Type][]Field
 }
 
 // perFile names the key of the top level that every file may repeat with the
@@ -137,7 +139,7 @@ const perFile = "version"
 // in the order of the sources. A key that two files set is a problem that
 // names both places, except a top-level version of the same value.
 func Parse(sources ...Source) *Doc {
-	d := &Doc{}
+	d := &Doc{fields: make(map[reflect.Type][]Field)}
 	for i, src := range sources {
 		f := &file{name: src.Name, order: i}
 		root := d.parseFile(f, src.Text)
@@ -207,7 +209,7 @@ func (d *Doc) File(path string) string {
 
 // Fork returns a Doc of the same tree without any problem, for checks that come
 // later. The two may be used at the same time.
-func (d *Doc) Fork() *Doc { return &Doc{root: d.root} }
+func (d *Doc) Fork() *Doc { return &Doc{root: d.root, fields: make(map[reflect.Type][]Field)} }
 
 // Has tells whether the document sets path.
 func (d *Doc) Has(path string) bool {

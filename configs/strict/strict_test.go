@@ -200,6 +200,16 @@ func TestProblems(t *testing.T) {
 			`a.toml:1: edge.name: duplicate key, already set at line 1; remove one of the two`}},
 		{"table and value of one name", "edge.name = 'x'\nedge = 2\n", []string{
 			`a.toml:2: edge: duplicate key, already set at line 1; remove one of the two`}},
+		{"single after a list", base + "[[item]]\nname='a'\n[item]\nports=[0]\n", []string{
+			`a.toml:5: item: a list of tables since line 3; write [[item]]`}},
+		{"list after a single", base + "[item]\nname='a'\n[[item]]\nports=[0]\n", []string{
+			`a.toml:3: item: one table here, but a list of tables at line 5; write [[item]]`,
+			`a.toml:6: item[0].ports[0]: 0: out of range; use 1 to 65535`}},
+		{"part before its table", base + "[[itm]]\n[[item.sub]]\naddr='x'\n[[item.sub]]\naddr='y'\n[[item]]\nports=[0]\n", []string{
+			`a.toml:3: itm: unknown key; did you mean "item"?`,
+			`a.toml:4: item: a part of item before the first [[item]]; begin with a [[item]]`,
+			`a.toml:6: item: a part of item before the first [[item]]; begin with a [[item]]`,
+			`a.toml:9: item[0].ports[0]: 0: out of range; use 1 to 65535`}},
 		{"value and table of one name", "edge = 2\n[edge]\nname = 'x'\n", []string{
 			`a.toml:2: bad TOML: Key 'edge' has already been defined.`}},
 		{"nested too deeply", "x = " + strings.Repeat("[", 1000), []string{

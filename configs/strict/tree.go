@@ -33,6 +33,7 @@ type node struct {
 
 	start, end int  // bytes of "key = value", or of a header, in the file
 	headed     bool // a table with a header of its own, not implied by another
+	implied    int  // where the header starts that implies it; negative: a dotted key does
 
 	keys   []string // a table's keys in document order
 	child  map[string]*node

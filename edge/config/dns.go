@@ -207,13 +207,20 @@ func (l *loader) badZone() bool {
 	return false
 }
 
-// inFileWords puts the paths that a zone.Problem mentions into those of the
-// file.
+// inFileWords puts the path that a zone.Problem may end with into a place of
+// the file.
 func (l *loader) inFileWords(text string) string {
-	for i := len(l.hosts) - 1; i >= 0; i-- {
-		text = strings.ReplaceAll(text, fmt.Sprintf("hosts[%d]", i), l.hosts[i].path)
+	before, path, ok := strings.Cut(text, ", at ")
+	var i, j int
+	switch {
+	case !ok:
+		return text
+	case scan(path, "zones[%d].nameservers[%d]", &i, &j):
+		path = fmt.Sprintf("zone[%d].nameservers[%d]", i, j)
+	case scan(path, "hosts[%d]", &i) && i < len(l.hosts):
+		path = l.hosts[i].path
 	}
-	return strings.ReplaceAll(text, "zones[", "zone[")
+	return before + ", at " + l.doc.Where(path)
 }
 
 // scan reports whether path begins with what format describes, and reads its

@@ -78,8 +78,8 @@ origin = "n/10.0.0.1:1"
 	pid := fmt.Sprintf("(pid %d)", os.Getpid())
 	err = CheckHost(cfg)
 	check(t, err,
-		fmt.Sprintf(`edge.toml:19: app[0].listen[0]: "tcp/%d": tcp/127.0.0.1:%d is in use by config.test %s; stop that`, tcpPort, tcpPort, pid),
-		fmt.Sprintf(`edge.toml:19: app[0].listen[1]: "udp/%d": udp/127.0.0.1:%d is in use by config.test %s; stop that`, udpPort, udpPort, pid),
+		fmt.Sprintf(`edge.toml:19: app[0].listen[0]: "tcp/%d": tcp/127.0.0.1:%d is in use by this process %s; stop that`, tcpPort, tcpPort, pid),
+		fmt.Sprintf(`edge.toml:19: app[0].listen[1]: "udp/%d": udp/127.0.0.1:%d is in use by this process %s; stop that`, udpPort, udpPort, pid),
 		`edge.toml:15: address[1].advertise[0]: "192.0.2.77": this machine does not have the address; if it is behind NAT, set bind to the machine's own address: `)
 	if strings.Contains(err.Error(), "app[1]") {
 		t.Errorf("an address that is missing is reported more than once:\n%v", err)

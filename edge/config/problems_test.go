@@ -49,7 +49,7 @@ name = "tokyo"`, "[[network]]\nname = \"tokyo\"\n@[[device]]\nname='x'", []strin
 		{"bare label with two zones", `[admin]`, "[[zone]]\nname='b.example'\nnameservers=['ns.example.net']\n[admin]", []string{
 			`66: app[0].hostnames[0]: "db": the hostname is outside the zones; there are 2 zones, so write it in full, such as db.apps.example.com`}},
 		{"hostname of two apps with other addresses", "on = [\"second\"]", "on = [\"second\"]\n@hostnames = ['DB.apps.example.com']", []string{
-			`app[1].hostnames[0]: "DB.apps.example.com": the name has other addresses already, at app[0].hostnames[0]; give both the same addresses, or another name`}},
+			`app[1].hostnames[0]: "DB.apps.example.com": the name has other addresses already, at edge.toml:63; give both the same addresses, or another name`}},
 
 		{"duplicate network", `name = "tokyo"`, `@name = "berlin"`, []string{
 			`network[1].name: "berlin": the name is taken already, at edge.toml:37; choose another`,

@@ -1,0 +1,41 @@
+package config
+
+import (
+	"testing"
+
+	"github.com/warrenmesh/warren/configs/strict"
+	"github.com/warrenmesh/warren/configs/strict/mutate"
+)
+
+// TestMutants wants no panic of 10,000 mutants of a big file, and a report
+// that leads to the mutation wherever one is refused.
+func TestMutants(t *testing.T) {
+	mutants, err := mutate.All(mutate.Edge(20000, "/var/lib/warren"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const enough = 10_000
+	if len(mutants) < enough {
+		t.Errorf("%d mutants, want %d at least", len(mutants), enough)
+	}
+	refused := make(map[mutate.Op]int)
+	for _, m := range mutants {
+		_, err := parseText(t, m.Text)
+		if err == nil {
+			continue
+		}
+		refused[m.Op]++
+		if _, ok := err.(strict.Problems); !ok {
+			t.Fatalf("%s: no list of problems: %v", m, err)
+		}
+		if !m.Named(err) {
+			t.Errorf("%s: not named by\n%v", m, err)
+		}
+	}
+	for _, op := range []mutate.Op{mutate.Drop, mutate.Behead, mutate.Duplicate, mutate.Retype, mutate.Dangle, mutate.Rename} {
+		if refused[op] == 0 {
+			t.Errorf("no %s was refused", op)
+		}
+	}
+	t.Logf("%d mutants, refused: %v", len(mutants), refused)
+}
