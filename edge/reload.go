@@ -139,26 +139,27 @@ type prepared struct {
 }
 
 // prepare lets every room prepare cfg. On failure each has rolled back.
-func (e *Edge) prepare(cfg *config.Config) (p *prepared, err error) {
-	p = &prepared{e: e, first: e.current.Load() == nil}
-	defer func() {
-		if err != nil {
-			p.rollback()
-		}
-	}()
-	if p.nets, err = e.nets.prepare(cfg); err != nil {
-		return nil, err
-	}
-	if p.listeners, err = e.ingress.Prepare(e.listenersOf(cfg)); err != nil {
-		return nil, err
-	}
-	if p.dns, err = e.dns.Prepare(cfg.DNS.Server); err != nil {
-		return nil, err
-	}
-	if p.checks, err = e.monitor.Prepare(cfg.Monitors, targets(cfg)); err != nil {
+func (e *Edge) prepare(cfg *config.Config) (*prepared, error) {
+	p := &prepared{e: e, first: e.current.Load() == nil}
+	if err := p.all(cfg); err != nil {
+		p.rollback()
 		return nil, err
 	}
 	return p, nil
+}
+
+func (p *prepared) all(cfg *config.Config) (err error) {
+	if p.nets, err = p.e.nets.prepare(cfg); err != nil {
+		return err
+	}
+	if p.listeners, err = p.e.ingress.Prepare(p.e.listenersOf(cfg)); err != nil {
+		return err
+	}
+	if p.dns, err = p.e.dns.Prepare(cfg.DNS.Server); err != nil {
+		return err
+	}
+	p.checks, err = p.e.monitor.Prepare(cfg.Monitors, targets(cfg))
+	return err
 }
 
 // listenersOf are the sockets that cfg wants: none while the edge drains.
