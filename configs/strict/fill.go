@@ -25,6 +25,7 @@ func (d *Doc) Fill(into any) {
 	if v.Kind() != reflect.Pointer || v.Elem().Kind() != reflect.Struct {
 		panic("strict: Fill wants a pointer to a struct") // a programmer's mistake, never the file's
 	}
+	d.top = v.Elem().Type()
 	d.fillTable(d.root, "", v.Elem())
 }
 
@@ -48,7 +49,7 @@ func (d *Doc) fillTable(n *node, path string, v reflect.Value) {
 	}
 	for _, key := range n.keys {
 		if !slices.Contains(known, key) {
-			d.unknown(n.child[key], key, v.Type(), known)
+			d.unknown(n.child[key], key, known)
 		}
 	}
 	if val, ok := v.Addr().Interface().(Validator); ok {
@@ -58,17 +59,17 @@ func (d *Doc) fillTable(n *node, path string, v reflect.Value) {
 
 // unknown reports a key that the struct does not have. Its value stays
 // unprinted: it may be a secret under a wrong name.
-func (d *Doc) unknown(n *node, key string, t reflect.Type, known []string) {
+func (d *Doc) unknown(n *node, key string, known []string) {
 	hint := Suggest(key, known)
 	if isTable := n.kind == kindTable || n.kind == kindTables; !isTable && !strings.HasPrefix(hint, "did") {
-		if inner := holders(t, key); len(inner) > 0 {
+		if inner := holders(d.top, key); len(inner) > 0 && len(inner) < 4 {
 			hint = fmt.Sprintf("it belongs into %s", strings.Join(inner, " or "))
 		}
 	}
 	d.report(n, Problem{Path: n.path, Text: "unknown key", Hint: hint})
 }
 
-// holders names the tables of t that know key.
+// holders names the tables of the whole file, t, that know key.
 func holders(t reflect.Type, key string) []string {
 	var out []string
 	for _, f := range Fields(t) {
@@ -80,7 +81,7 @@ func holders(t reflect.Type, key string) []string {
 			continue
 		}
 		for _, inner := range Fields(ft) {
-			if inner.Key == key {
+			if inner.Key == key && ft.Field(inner.index).Type != typeUnsupported {
 				out = append(out, fmt.Sprintf(format, f.Key))
 			}
 		}

@@ -126,6 +126,7 @@ type Doc struct {
 	problems Problems
 	broken   bool // a file could not be parsed, so the tree lacks what it says
 	fields   map[reflect.Type][]Field
+	top      reflect.Type // of the struct that Fill was given
 }
 
 // perFile names the key of the top level that every file may repeat with the

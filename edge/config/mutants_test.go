@@ -3,11 +3,13 @@ package config
 import (
 	"testing"
 
+	"github.com/warrenmesh/warren/configs"
 	"github.com/warrenmesh/warren/configs/strict"
 	"github.com/warrenmesh/warren/configs/strict/mutate"
 )
 
-// TestMutants wants no panic of 10,000 mutants of a big file, and a report
+// TestMutants wants no panic of 10,000 mutants of a big file and
+// of the sample, and a report
 // that leads to the mutation wherever one is refused.
 func TestMutants(t *testing.T) {
 	mutants, err := mutate.All(mutate.Edge(20000, "/var/lib/warren"))
@@ -18,6 +20,11 @@ func TestMutants(t *testing.T) {
 	if len(mutants) < enough {
 		t.Errorf("%d mutants, want %d at least", len(mutants), enough)
 	}
+	samples, err := mutate.All(configs.Edge)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mutants = append(mutants, samples...)
 	refused := make(map[mutate.Op]int)
 	for _, m := range mutants {
 		_, err := parseText(t, m.Text)
