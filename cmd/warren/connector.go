@@ -13,7 +13,7 @@ import (
 
 func newConnector(p *program) *cobra.Command {
 	c := &cobra.Command{Use: "connector", Short: "Run the private side, and list the connectors of a running edge"}
-	c.AddCommand(newConnectorRun(p), newConnectorCheck(p), newConnectorList(p), newConnectorShow(p))
+	c.AddCommand(newConnectorInit(p), newConnectorRun(p), newConnectorCheck(p), newConnectorList(p), newConnectorShow(p))
 	return c
 }
 

@@ -16,7 +16,7 @@ import (
 
 func newEdge(p *program) *cobra.Command {
 	c := &cobra.Command{Use: "edge", Short: "Run the public side, and tell a running one what to do"}
-	c.AddCommand(newEdgeRun(p), newEdgeCheck(p), newEdgeReload(p), newEdgeDrain(p))
+	c.AddCommand(newEdgeInit(p), newEdgeRun(p), newEdgeCheck(p), newEdgeReload(p), newEdgeDrain(p))
 	return c
 }
 

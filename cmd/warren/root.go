@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/warrenmesh/warren/cmd/warren/demo"
 )
 
 // newRoot makes the tree of commands: noun, then verb.
@@ -20,6 +22,7 @@ networks, dial out to it and need no open port.
 Begin with:
   warren edge init         writes a first edge.toml
   warren connector init    writes a first connector.toml`,
+		Version:           thisBuild().Version,
 		SilenceErrors:     true, // run writes them, once
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
@@ -32,6 +35,7 @@ Begin with:
 	})
 	cobra.EnableCommandSorting = false
 	root.AddCommand(
+		demo.Command(),
 		newEdge(p), newConnector(p),
 		newStatus(p), newNetwork(p), newApp(p), newPool(p), newFlow(p), newProbe(p),
 		newGenkey(p), newPubkey(p), newVersion(p),
