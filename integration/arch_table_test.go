@@ -39,6 +39,7 @@ var rooms = []room{
 
 	{"configs", []string{}, whyConfigs},
 	{"configs/strict", []string{}, whyLeaf},
+	{"configs/strict/mutate", []string{"configs/strict"}, whyTests},
 
 	{"netstack", []string{"netstack/..."}, whyNetstack},
 	{"netstack/link", []string{"netstack/..."}, whyNetstack},
@@ -95,11 +96,11 @@ var rooms = []room{
 }
 
 // testsMay is what the tests of every room may import on top: the fake
-// network, and the sample files that a config must load. No other arrow is
+// network, the sample files that a config must load, and their mutants. No other arrow is
 // lifted for tests; a test that needs more belongs here, in integration.
 // (Libraries are another matter: a test may speak any protocol, so the table
 // of libraries binds code alone.)
-var testsMay = []string{"netstack/memnet", "configs", "integration/require", "integration/proc"}
+var testsMay = []string{"netstack/memnet", "configs", "configs/strict/mutate", "integration/require", "integration/proc"}
 
 // library is a library that only some rooms may import.
 type library struct {
