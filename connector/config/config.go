@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+	"unicode"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
@@ -257,6 +258,9 @@ func hostName() string {
 
 // resolve makes a relative path start at the directory of the file.
 func resolve(doc *strict.Doc, key, path string) string {
+	if i := strings.IndexFunc(path, unicode.IsControl); i >= 0 {
+		doc.Add(key, fmt.Sprintf("a path with the control character %q", path[i]), "write a plain path")
+	}
 	if path == "" || filepath.IsAbs(path) {
 		return path
 	}
@@ -266,10 +270,11 @@ func resolve(doc *strict.Doc, key, path string) string {
 // resolveSecret is resolve for secrets: a relative path is a credential where
 // systemd provides them.
 func resolveSecret(doc *strict.Doc, env Env, key, path string) string {
+	resolved := resolve(doc, key, path)
 	if dir := env("CREDENTIALS_DIRECTORY"); dir != "" && path != "" && !filepath.IsAbs(path) {
 		return filepath.Join(dir, path)
 	}
-	return resolve(doc, key, path)
+	return resolved
 }
 
 func (l logTable) level() slog.Level {

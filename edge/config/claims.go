@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net/netip"
+	"path/filepath"
 )
 
 // claim is a socket that the edge will open.
@@ -87,4 +88,24 @@ func show(a netip.AddrPort) string {
 		return fmt.Sprintf(":%d", a.Port())
 	}
 	return a.String()
+}
+
+// paths reports a file of the edge that two keys name.
+func (l *loader) paths() {
+	c := l.cfg
+	taken := make(map[string]string)
+	for _, p := range []struct{ key, path string }{
+		{"edge.state_dir", c.Edge.StateDir}, {"wireguard.private_key_file", c.WireGuard.PrivateKeyFile},
+		{"admin.socket", c.Admin.Socket}, {"log.flows", c.Log.Flows},
+	} {
+		if p.path == "" {
+			continue
+		}
+		path := filepath.Clean(p.path)
+		if other, twice := taken[path]; twice {
+			l.doc.AddHidden(p.key, fmt.Sprintf("%q is %s already", path, other), "choose another path")
+			continue
+		}
+		taken[path] = p.key
+	}
 }

@@ -1,8 +1,10 @@
 package config
 
 import (
+	"fmt"
 	"path/filepath"
 	"strings"
+	"unicode"
 
 	"github.com/warrenmesh/warren/configs/strict"
 )
@@ -61,6 +63,9 @@ func firstDir(list string) string {
 
 // resolve makes a path of the file absolute, or relative to where the file is.
 func (l *loader) resolve(key, path string) string {
+	if i := strings.IndexFunc(path, unicode.IsControl); i >= 0 && !l.doc.Bad(key) {
+		l.doc.Add(key, fmt.Sprintf("a path with the control character %q", path[i]), "write a plain path")
+	}
 	if path == "" || filepath.IsAbs(path) {
 		return path
 	}
@@ -70,8 +75,9 @@ func (l *loader) resolve(key, path string) string {
 // resolveSecret is resolve for secrets: a relative path is a credential where
 // systemd provides them.
 func (l *loader) resolveSecret(key, path string) string {
+	resolved := l.resolve(key, path)
 	if dir := l.env("CREDENTIALS_DIRECTORY"); dir != "" && path != "" && !filepath.IsAbs(path) {
 		return filepath.Join(dir, path)
 	}
-	return l.resolve(key, path)
+	return resolved
 }

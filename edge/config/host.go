@@ -201,42 +201,51 @@ func (h *hostCheck) key() {
 	}
 }
 
-// adminSocket wants a place for the socket where no other edge listens.
+// adminSocket wants a place for the socket where no other edge listens. Its
+// directory is made where it is missing.
 func (h *hostCheck) adminSocket() {
+	const at = "admin.socket"
 	path := h.cfg.Admin.Socket
 	if conn, err := net.Dial("unix", path); err == nil {
 		_ = conn.Close()
-		h.doc.AddHidden("admin.socket", fmt.Sprintf("a running edge answers on %q", path), "stop it, or give this one its own socket")
+		h.doc.AddHidden(at, fmt.Sprintf("a running edge answers on %q", path), "stop it, or give this one its own socket")
 		return
 	}
-	h.writable("admin.socket", path)
+	var st unix.Stat_t
+	if unix.Lstat(path, &st) == nil && st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		h.doc.AddHidden(at, fmt.Sprintf("%q is there and no socket", path), "remove it, or choose another path")
+		return
+	}
+	h.writableDir(at, existing(path))
 }
 
+// flowLog wants a file that can be appended to, or a directory for it.
 func (h *hostCheck) flowLog() {
+	const at = "log.flows"
 	path := h.cfg.Log.Flows
 	if path == "-" || path == observe.LogOff {
 		return
 	}
 	var st unix.Stat_t
-	if unix.Stat(path, &st) == nil {
-		if unix.Access(path, unix.W_OK) != nil || st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			h.doc.AddHidden("log.flows", fmt.Sprintf("%q cannot be written", path), "name a file of the edge's user")
-		}
-		return
+	switch err := unix.Stat(path, &st); {
+	case err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR:
+		h.doc.AddHidden(at, fmt.Sprintf("%q is a directory", path), "name a file in it")
+	case err == nil && unix.Access(path, unix.W_OK) != nil:
+		h.doc.AddHidden(at, fmt.Sprintf("this user cannot write to %q", path), "give it to the edge's user")
+	case err == nil:
+	case !errors.Is(err, fs.ErrNotExist):
+		h.doc.AddHidden(at, fmt.Sprintf("cannot open %q: %v", path, err), "choose another path")
+	case filepath.Dir(path) == filepath.Clean(h.cfg.Edge.StateDir): // made at the start
+	case unix.Stat(filepath.Dir(path), &st) != nil:
+		h.doc.AddHidden(at, fmt.Sprintf("there is no directory %q", filepath.Dir(path)), "make it and give it to the edge's user")
+	default:
+		h.writableDir(at, filepath.Dir(path))
 	}
-	h.writable("log.flows", path)
 }
 
-// writable wants a directory in which path can be made. The state directory
-// need not be there yet.
-func (h *hostCheck) writable(key, path string) {
-	dir := filepath.Dir(path)
-	var st unix.Stat_t
-	switch err := unix.Stat(dir, &st); {
-	case err != nil && dir == filepath.Clean(h.cfg.Edge.StateDir):
-	case err != nil:
-		h.doc.AddHidden(key, fmt.Sprintf("there is no directory %q", dir), "make it and give it to the edge's user")
-	case unix.Access(dir, unix.W_OK|unix.X_OK) != nil:
+// writableDir wants a directory in which this user can make files.
+func (h *hostCheck) writableDir(key, dir string) {
+	if unix.Access(dir, unix.W_OK|unix.X_OK) != nil {
 		h.doc.AddHidden(key, fmt.Sprintf("this user cannot write in %q", dir), "give it to the edge's user")
 	}
 }

@@ -131,7 +131,10 @@ func TestHostPlaces(t *testing.T) {
 	}
 	check(t, CheckHost(hostConfig(t, file, "", "")), `edge.state_dir: "`+file+`" is no directory`)
 	check(t, CheckHost(hostConfig(t, dir, "", fmt.Sprintf("[log]\nflows = %q\n[admin]\nsocket = %q", filepath.Join(dir, "x", "f"), filepath.Join(dir, "y", "s")))),
-		`log.flows: there is no directory "`+filepath.Join(dir, "x")+`"`, `admin.socket: there is no directory "`+filepath.Join(dir, "y")+`"`)
+		`log.flows: there is no directory "`+filepath.Join(dir, "x")+`"`)
+	check(t, CheckHost(hostConfig(t, dir, "", fmt.Sprintf("[log]\nflows = %q\n[admin]\nsocket = %q", open, file))),
+		`log.flows: "`+open+`" is a directory`, `admin.socket: "`+file+`" is there and no socket`)
+	check(t, CheckHost(hostConfig(t, dir, "", fmt.Sprintf("[log]\nflows = %q", filepath.Join(dir, strings.Repeat("x", 300))))), `log.flows: cannot open`)
 
 	socket := filepath.Join(dir, "s")
 	l, err := net.Listen("unix", socket)

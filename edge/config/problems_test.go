@@ -96,6 +96,10 @@ name = "tokyo"`, "[[network]]\nname = \"tokyo\"\n@[[device]]\nname='x'", []strin
 		{"origin without a port", `"tokyo/10.0.0.10:9000-9002"`, `@"tokyo/10.0.0.10"`, []string{`app[1].origin: "tokyo/10.0.0.10": the port is missing; write it like "berlin/10.0.0.10:80" or "berlin/[2001:db8::1]:80"`}},
 		{"empty allow", `allow = ["198.51.100.0/24"]`, `@allow = []`, []string{`app[0].allow: an empty list denies everyone; remove it, or list who may connect`}},
 		{"bad deny", `deny = ["198.51.100.7/32"]`, `@deny = ["198.51.100.7"]`, []string{`app[0].deny[0]: "198.51.100.7": the prefix length is missing; write "198.51.100.7/32" for this one address`}},
+		{"control character in a path", `"/var/log/warren/flows.json"`, `@"/var/log\u0000"`, []string{
+			`log.flows: "/var/log\x00": a path with the control character '\x00'; write a plain path`}},
+		{"one path for two", `"/var/log/warren/flows.json"`, `@"/run/warren/../warren/edge.sock"`, []string{
+			`log.flows: "/run/warren/edge.sock" is admin.socket already; choose another path`}},
 		{"socket path too long", `socket = "/run/warren/edge.sock"`, `@socket = "/` + strings.Repeat("x", 120) + `"`, []string{
 			`admin.socket: "/` + strings.Repeat("x", 120) + `" has 121 bytes, more than the 107 of a Unix socket's path; choose a shorter one`}},
 	} {

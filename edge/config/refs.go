@@ -35,6 +35,7 @@ func (l *loader) refs() {
 		l.appRefs(fmt.Sprintf("app[%d]", i), a, networks, addresses, pools)
 	}
 	l.claims()
+	l.paths()
 }
 
 func names[T any](tables []T, name func(T) string) []string {
