@@ -22,11 +22,29 @@ func (t *Tunnel) watch(ctx context.Context) {
 		case <-ticker.C:
 		case <-t.wake:
 		}
-		now := time.Now()
+		pass := pass{t: t, now: time.Now()}
 		for _, p := range t.allPeers() {
-			p.tick(now)
+			p.tick(&pass)
 		}
 	}
+}
+
+// pass is one look at all peers.
+type pass struct {
+	t     *Tunnel
+	now   time.Time
+	asked bool
+}
+
+// ceiling is the largest inner packet that the local route to p takes. The
+// device knows the endpoint of a peer that has just come up; it is asked
+// afresh, but once for all peers that come up together.
+func (s *pass) ceiling(p *Peer) int {
+	if !s.asked {
+		s.t.forgetDeviceState()
+		s.asked = true
+	}
+	return p.ceiling()
 }
 
 // nudge makes watch look at the peers now.
@@ -37,19 +55,17 @@ func (t *Tunnel) nudge() {
 	}
 }
 
-// tick does what is due for p at now. Only watch calls it.
-func (p *Peer) tick(now time.Time) {
+// tick does what is due for p. Only watch calls it.
+func (p *Peer) tick(s *pass) {
+	now := s.now
 	if p.rebooted.Swap(false) {
 		p.nic.AbortFlows(allFlows)
 	}
 	p.mu.Lock()
 	left := p.left.Load()
 	d := p.life.step(now, p.lastHeard(), left, p.initiate)
-	if d.up {
-		p.tunnel.forgetDeviceState() // it knows the peer's endpoint only now
-	}
 	if d.up || p.moved.Swap(false) && p.life.alive {
-		p.mtu.restart(now, p.ceiling())
+		p.mtu.restart(now, s.ceiling(p))
 	}
 	probe := 0
 	if p.life.alive {
