@@ -75,28 +75,14 @@ func (e *edge) state() State {
 func (e *edge) run(ctx context.Context) error {
 	var retry backoff
 	for ctx.Err() == nil {
-		addrs, err := e.resolve(ctx)
-		if err != nil && ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
-			delay := retry.next()
-			e.log.Warn("resolving failed", "err", err, "retry_in", delay.Round(time.Millisecond))
-			if e.wait(ctx, delay) {
-				e.serve(ctx)
-				retry.reset()
-			}
-			continue
-		}
-		e.log.Info("resolved", "addresses", addrs)
-		came, err := e.try(ctx, addrs)
+		came, err := e.attempt(ctx)
 		if err != nil {
 			return err
 		}
 		if !came && ctx.Err() == nil {
 			delay := retry.next()
-			e.log.Info("trying again", "retry_in", delay.Round(time.Millisecond))
-			came = e.wait(ctx, delay)
+			e.log.Info("trying again", "in", delay.Round(time.Millisecond))
+			came = e.wait(ctx, delay) // the tunnel calls on meanwhile
 		}
 		if came {
 			e.serve(ctx)
@@ -104,6 +90,21 @@ func (e *edge) run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// attempt resolves the edge and tries what it finds; came tells that the edge
+// is alive.
+func (e *edge) attempt(ctx context.Context) (came bool, err error) {
+	addrs, err := e.resolve(ctx)
+	if ctx.Err() != nil {
+		return false, nil
+	}
+	if err != nil {
+		e.log.Warn("resolving failed", "err", err)
+		return false, nil
+	}
+	e.log.Info("resolved", "addresses", addrs)
+	return e.try(ctx, addrs)
 }
 
 // resolve returns the edge's addresses in the order to try them: the one that

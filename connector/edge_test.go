@@ -76,6 +76,28 @@ func TestResolvingBacksOff(t *testing.T) {
 	})
 }
 
+func TestBackoffStartsAgainAfterSuccess(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		b.start()
+		p := b.join()
+		delete(b.resolver.names, "edge.example")
+		p.set(State{})
+		time.Sleep(time.Hour) // far in the back-off
+		synctest.Wait()
+		b.join().set(State{})
+		synctest.Wait()
+		before := b.resolver.count()
+		time.Sleep(2 * backoffFirst)
+		synctest.Wait()
+		if b.resolver.count() == before {
+			t.Error("after a success the first wait is as long as the last before it")
+		}
+		if err := b.finish(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestResolvingOfAnAddressAsksNobody(t *testing.T) {
 	inBubble(t, func(t *testing.T, b *bench) {
 		b.spec.Edges[0].URL.Host = "::ffff:203.0.113.9"

@@ -22,13 +22,20 @@ import (
 // fakeRequest is what both kinds of request have in common.
 type fakeRequest struct {
 	dst netip.AddrPort
+	ctx context.Context // nil: one that never ends
 
 	mu       sync.Mutex
 	rejected []error
 	accepted int
 }
 
-func (r *fakeRequest) Context() context.Context    { return context.Background() }
+func (r *fakeRequest) Context() context.Context {
+	if r.ctx == nil {
+		return context.Background()
+	}
+	return r.ctx
+}
+
 func (r *fakeRequest) Source() netip.AddrPort      { return netip.MustParseAddrPort("100.127.0.1:40000") }
 func (r *fakeRequest) Destination() netip.AddrPort { return r.dst }
 
@@ -301,6 +308,27 @@ func TestSYNWaitsForTheOrigin(t *testing.T) {
 	})
 }
 
+func TestDialEndsWithItsEdge(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		b.silence("10.0.0.10:80")
+		b.start()
+		b.join()
+		r := newTCPRequest("10.0.0.10:80")
+		ctx, cancel := context.WithCancel(t.Context())
+		r.ctx = ctx
+		ended := b.tcp(r)
+		start := time.Now()
+		cancel()
+		<-ended
+		if time.Since(start) != 0 {
+			t.Errorf("the dial went on for %v without its edge", time.Since(start))
+		}
+		if err := b.finish(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestEdgeGoneBeforeAcceptEndsTheOrigin(t *testing.T) {
 	inBubble(t, func(t *testing.T, b *bench) {
 		l, err := b.origins.Listen("tcp", netip.MustParseAddrPort("10.0.0.10:80"))
@@ -351,6 +379,11 @@ func TestScanDoesNotFillTheLog(t *testing.T) {
 		<-b.tcp(newTCPRequest("10.0.0.1:80"))
 		if got := b.log.with("suppressed=4990"); len(got) != 1 {
 			t.Errorf("the next line does not tell how many were left out: %q", b.log.with("suppressed"))
+		}
+		time.Sleep(time.Second)
+		<-b.tcp(newTCPRequest("10.0.0.1:80"))
+		if got := b.log.with("suppressed"); len(got) != 1 {
+			t.Errorf("they are told twice: %q", got)
 		}
 		if err := b.finish(); err != nil {
 			t.Error(err)
