@@ -33,8 +33,12 @@ import (
 
 // Tuning. See Config for what each means.
 const (
-	// DefaultBatch is chosen in BenchmarkDevicePair.
-	DefaultBatch    = 64
+	// DefaultBatch: two devices over loopback on two cores (BenchmarkDevicePair)
+	// spend 4.6, 4.7, 5.0 and 5.1 µs of processor a packet at batches of 8, 32,
+	// 64 and 128, while the buffers of the two receive functions take 1, 4, 8
+	// and 17 MB of heap. What is left to gain by more packets a call is less
+	// than the caches lose; 32 leaves room for a burst.
+	DefaultBatch    = 32
 	maxBatch        = conn.IdealBatchSize
 	defaultBuffer   = 4 << 20
 	defaultSendWait = 100 * time.Millisecond

@@ -13,11 +13,12 @@ import (
 )
 
 // holder says in words which process holds the UDP port of at, going by the
-// proc file system at proc.
+// proc file system at proc. It asks for the network namespace of its thread,
+// which need not be that of the process.
 func holder(proc string, at netip.AddrPort) string {
 	inodes := map[string]bool{}
 	for _, table := range []string{"udp", "udp6"} {
-		f, err := os.Open(filepath.Join(proc, "net", table))
+		f, err := os.Open(filepath.Join(proc, "thread-self", "net", table))
 		if err != nil {
 			continue
 		}

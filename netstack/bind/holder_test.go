@@ -10,8 +10,8 @@ import (
 )
 
 func TestPortInUseNamesAddressPortAndProcess(t *testing.T) {
-	if _, err := os.Stat("/proc/net/udp"); err != nil {
-		lacking(t, "/proc/net/udp")
+	if _, err := os.Stat("/proc/thread-self/net/udp"); err != nil {
+		lacking(t, "/proc/thread-self/net/udp")
 	}
 	held := New(Config{Listen: netip.MustParseAddrPort("127.0.0.1:0")})
 	_, port, err := held.Open(0)
@@ -67,8 +67,8 @@ func TestHolder(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	write("net/udp", udpTable)
-	write("net/udp6", udp6Table)
+	write("thread-self/net/udp", udpTable)
+	write("thread-self/net/udp6", udp6Table)
 	for pid, p := range map[string]struct{ comm, inode string }{"7": {"systemd-resolve", "111"}, "8": {"wg", "222"}, "9": {"dnsmasq", "444"}, "10": {"avahi", "555"}} {
 		write(pid+"/comm", p.comm+"\n")
 		if err := os.MkdirAll(filepath.Join(proc, pid, "fd"), 0o700); err != nil {

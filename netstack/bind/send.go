@@ -116,7 +116,8 @@ func (b *Bind) sendChunk(s *socket, bufs [][]byte, e *Endpoint, deadline *time.T
 }
 
 // sendWaiting waits for room in the socket's buffer and sends. Those who wait
-// take turns, and each of them waits no longer than its own deadline.
+// take turns, and each of them waits no longer than its own deadline. Close
+// wakes the one whose turn it is, and the rest fail one after the other.
 func (s *socket) sendWaiting(m *sender, k *kernelConn, deadline time.Time) (n, bytes int, err error) {
 	timer := time.NewTimer(time.Until(deadline))
 	defer timer.Stop()
@@ -125,8 +126,6 @@ func (s *socket) sendWaiting(m *sender, k *kernelConn, deadline time.Time) (n, b
 		defer func() { <-s.turn }()
 	case <-timer.C:
 		return 0, 0, os.ErrDeadlineExceeded
-	case <-s.gen.done:
-		return 0, 0, net.ErrClosed
 	}
 	if err := k.SetWriteDeadline(deadline); err != nil {
 		return 0, 0, err
