@@ -26,7 +26,8 @@ func TestMutants(t *testing.T) {
 	}
 	mutants = append(mutants, samples...)
 	refused := make(map[mutate.Op]int)
-	for _, m := range mutants {
+	for i := 0; i < len(mutants); i += mutantStep {
+		m := mutants[i]
 		_, err := parseText(t, m.Text)
 		if err == nil {
 			continue
