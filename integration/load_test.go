@@ -279,6 +279,11 @@ func request(ctx context.Context, host *netns.Host, address string, seed uint64)
 
 // connectorsUp counts the connectors that the edge's metrics call up.
 func (d *deployment) connectorsUp(ctx context.Context) (up int, err error) {
+	select {
+	case <-d.edged.Done():
+		return 0, proc.Fatal(fmt.Errorf("the edge has ended with exit code %d", d.edged.ExitCode()))
+	default:
+	}
 	status, body, err := d.edged.Get(ctx, "/metrics")
 	if err != nil || status != 200 {
 		return 0, fmt.Errorf("asking for /metrics: status %d, %v", status, err)

@@ -97,7 +97,6 @@ origin = "tokyo/10.0.0.10:9"
 	}
 	l.edge = w.StartEdge(t, origins.Loopback{}, daemon.EdgeConfig{
 		Name: "edge", Key: edgeKey, Listen: wireguard.String(), Metrics: origins.FreePort(t), Tables: l.tables(""),
-		Log: `flows = "flows.jsonl"`, // beside edge.toml
 	})
 	connector := func(name string, key daemon.Key) *daemon.Connector {
 		origin := serveLoopback(t, greeter(name))

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/warrenmesh/warren/integration/daemon"
@@ -22,9 +23,10 @@ import (
 //	         and answers "hello from the private network"; the internet
 //	         cannot reach it
 //	client   198.51.100.10, somewhere in the internet
+//	source   a checkout of this repository, with Go and without a network
 //
-// Each has an empty home directory and warren on its PATH, and its shell is
-// an ordinary person's; sudo is there and does nothing.
+// Each but the last has an empty home directory and warren on its PATH, and
+// its shell is an ordinary person's; sudo is there and does nothing.
 func TestReadme(t *testing.T) {
 	w := daemon.Find(t)
 	text, err := os.ReadFile("../README.md")
@@ -49,10 +51,40 @@ func TestReadme(t *testing.T) {
 	for name, host := range map[string]*netns.Host{"edge": world.edge, "private": world.berlin1, "client": world.client} {
 		machines[name] = readmeMachine(t, w, host)
 	}
+	machines["source"] = sourceMachine(t, world.client)
 	runner := guide.Runner{Machines: machines, Logf: t.Logf}
 	if err := runner.Run(t.Context(), blocks); err != nil {
 		t.Fatalf("README.md: %v", err)
 	}
+}
+
+// sourceMachine has a directory in which the repository's own files appear,
+// and whatever a block builds there stays out of the repository.
+func sourceMachine(t *testing.T, host *netns.Host) guide.Machine {
+	t.Helper()
+	root, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	home := t.TempDir()
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".") || strings.HasPrefix(e.Name(), "warren") { // built things
+			continue
+		}
+		if err := os.Symlink(filepath.Join(root, e.Name()), filepath.Join(home, e.Name())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	env := []string{"GOFLAGS=-mod=readonly -buildvcs=false", "GOPROXY=off"}
+	for _, name := range []string{"GOCACHE", "GOMODCACHE", "GOPATH"} {
+		value := proc.Must(t, host, proc.Spec{Path: require.Tool(t, "go", "golang"), Args: []string{"env", name}})
+		env = append(env, name+"="+strings.TrimSpace(value))
+	}
+	return guide.Machine{Place: host, Home: home, Env: env}
 }
 
 func readmeMachine(t *testing.T, w daemon.Warren, host *netns.Host) guide.Machine {

@@ -118,8 +118,10 @@ func (d *deployment) testNginx(t *testing.T) {
 			if got, want := d.run(t, "curl", "curl", "-sS", "http://"+address+"/"), "hello from "+test.name+"\n"; got != want {
 				t.Errorf("%s served %q, want %q", address, got, want)
 			}
-			if got := d.run(t, "curl", "curl", "-sS", "http://"+address+"/big"); got != big+test.name {
-				t.Errorf("%s served %d bytes of the large file, want %d and the right end", address, len(got), len(big)+len(test.name))
+			file := filepath.Join(t.TempDir(), "big")
+			d.run(t, "curl", "curl", "-sS", "-o", file, "http://"+address+"/big")
+			if got, err := os.ReadFile(file); err != nil || string(got) != big+test.name {
+				t.Errorf("%s served %d bytes of the large file, %v; want %d and the right end", address, len(got), err, len(big)+len(test.name))
 			}
 		}
 	}

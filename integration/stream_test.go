@@ -226,14 +226,16 @@ func (s *server) close() {
 }
 
 // moveStreams runs many plans at once and fails the test for each that went
-// wrong at either end.
-func moveStreams(t *testing.T, o *streamOrigin, host *netns.Host, address string, plans []plan) {
+// wrong at either end, or stands still for so long that limit is over.
+func moveStreams(t *testing.T, limit time.Duration, o *streamOrigin, host *netns.Host, address string, plans []plan) {
 	t.Helper()
 	o.result()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
 	errs := make([]error, len(plans))
 	var wg sync.WaitGroup
 	for i, p := range plans {
-		wg.Go(func() { errs[i] = p.run(t.Context(), host, address) })
+		wg.Go(func() { errs[i] = p.run(ctx, host, address) })
 	}
 	wg.Wait()
 	for i, err := range errs {

@@ -68,7 +68,7 @@ func TestStreamsNoticeDamage(t *testing.T) {
 	w := newWorld(t)
 	var o streamOrigin
 	listen(t, w.edge, "203.0.113.10:1", o.serve)
-	moveStreams(t, &o, w.client, "203.0.113.10:1", []plan{
+	moveStreams(t, time.Minute, &o, w.client, "203.0.113.10:1", []plan{
 		{Seed: 1, Up: 1 << 20, Down: 1 << 20, MaxWrite: 1000}, {Seed: 2, Up: 0, Down: 5, MaxWrite: 1},
 	})
 	for _, test := range []struct {

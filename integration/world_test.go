@@ -19,23 +19,23 @@ var (
 
 // world is the hosts of the end-to-end tests:
 //
-//	client ───────────┐                 ┌─ berlin1 ─┐
-//	198.51.100.10     │                 │ .2    .2  ├─ berlin  10.0.0.10, .11
-//	                  internet ─────────┼─ berlin2 ─┘
-//	edge ─────────────┘                 │ .6    .3
-//	203.0.113.10                        └─ tokyo1 ──── tokyo   10.0.0.10, .11
-//	                     192.0.2.0/28     .10   .2
+//	client ───────────┐         ┌───────── berlin1 ─┐
+//	198.51.100.10     │         │          .2    .2 ├─ berlin  10.0.0.10, .11
+//	                  internet ─┼───────── berlin2 ─┘
+//	edge ─────────────┘         │          .6    .3
+//	203.0.113.10                └── isp ── tokyo1 ──── tokyo   10.0.0.10, .11
+//	                         192.0.2.0/28  .10   .2
 //
 // Every cable has MTU 1500. The sites have no way out but their connectors'
 // hosts, which do not forward: what reaches a site came through a tunnel.
 type world struct {
 	client, internet, edge   *netns.Host
+	isp                      *netns.Host // a second router
 	berlin1, berlin2, tokyo1 *netns.Host // connectors
 	berlin, tokyo            *netns.Host // origins
 
-	// The cable of each connector's host to the internet, whose end b is the
-	// internet's.
-	berlin1Cable, berlin2Cable, tokyo1Cable *netns.Link
+	tokyo1Cable *netns.Link // from tokyo1 to its provider
+	trunk       *netns.Link // from the provider to the internet
 }
 
 func newWorld(t *testing.T) *world {
@@ -44,23 +44,29 @@ func newWorld(t *testing.T) *world {
 	w := &world{
 		client: lab.Host("client"), internet: lab.Host("internet"), edge: lab.Host("edge"),
 		berlin1: lab.Host("berlin1"), berlin2: lab.Host("berlin2"), tokyo1: lab.Host("tokyo1"),
-		berlin: lab.Host("berlin"), tokyo: lab.Host("tokyo"),
+		berlin: lab.Host("berlin"), tokyo: lab.Host("tokyo"), isp: lab.Host("isp"),
 	}
 	w.internet.Forward()
+	w.isp.Forward()
+	w.trunk = lab.Link(w.isp, "trunk", w.internet, "isp")
+	w.isp.IP("address add 192.0.2.14/30 dev trunk", "route add default via 192.0.2.13")
+	w.internet.IP("address add 192.0.2.13/30 dev isp", "route add 192.0.2.8/30 via 192.0.2.14")
 	for _, public := range []struct {
-		host          *netns.Host
+		host, router  *netns.Host
 		addr, gateway string
-		cable         **netns.Link
 	}{
-		{w.client, "198.51.100.10/24", "198.51.100.1/24", new(*netns.Link)},
-		{w.edge, "203.0.113.10/24", "203.0.113.1/24", new(*netns.Link)},
-		{w.berlin1, "192.0.2.2/30", "192.0.2.1/30", &w.berlin1Cable},
-		{w.berlin2, "192.0.2.6/30", "192.0.2.5/30", &w.berlin2Cable},
-		{w.tokyo1, "192.0.2.10/30", "192.0.2.9/30", &w.tokyo1Cable},
+		{w.client, w.internet, "198.51.100.10/24", "198.51.100.1/24"},
+		{w.edge, w.internet, "203.0.113.10/24", "203.0.113.1/24"},
+		{w.berlin1, w.internet, "192.0.2.2/30", "192.0.2.1/30"},
+		{w.berlin2, w.internet, "192.0.2.6/30", "192.0.2.5/30"},
+		{w.tokyo1, w.isp, "192.0.2.10/30", "192.0.2.9/30"},
 	} {
 		name := public.host.Name()
-		*public.cable = lab.Link(public.host, "wan", w.internet, name)
-		w.internet.IP("address add " + public.gateway + " dev " + name)
+		cable := lab.Link(public.host, "wan", public.router, name)
+		if public.host == w.tokyo1 {
+			w.tokyo1Cable = cable
+		}
+		public.router.IP("address add " + public.gateway + " dev " + name)
 		gateway, _, _ := strings.Cut(public.gateway, "/")
 		public.host.IP("address add "+public.addr+" dev wan", "route add default via "+gateway)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/warrenmesh/warren/integration/netns"
 	"github.com/warrenmesh/warren/integration/proc"
@@ -18,6 +19,7 @@ type ConnectorConfig struct {
 	Edges  []EdgeAt
 	Tables string   // [[alias]], [guard] …
 	Env    []string // of the process
+	Plain  bool     // runs as the test itself does, not as an ordinary person
 }
 
 // EdgeAt is where a connector finds an edge.
@@ -68,11 +70,11 @@ func (w Warren) NewConnector(tb require.TB, host Host, cfg ConnectorConfig) *Con
 }
 
 // Start starts the connector, or starts it again after it ended. It does not
-// wait.
+// wait. The test's end is the process's at once; a drain is a test of its own.
 func (c *Connector) Start() {
 	c.tb.Helper()
 	c.Process = proc.Start(c.tb, c.host, proc.Spec{Name: "connector " + c.cfg.Name, Path: c.warren.Path,
-		Args: []string{"connector", "run", "-c", c.Config}, Dir: c.Dir, Env: c.cfg.Env, Attr: ordinary()})
+		Args: []string{"connector", "run", "-c", c.Config}, Dir: c.Dir, Env: c.cfg.Env, Attr: attr(c.cfg.Plain), StopSignal: syscall.SIGKILL})
 }
 
 // WaitReady waits until the connector says that it is ready, and fails the

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -36,9 +37,10 @@ type EdgeConfig struct {
 	Key     Key
 	Listen  string         // of WireGuard, ":51820"
 	Metrics netip.AddrPort // default 127.0.0.1:9191
-	Log     string         // the inside of a [log] table; empty for none
+	Log     string         // the inside of a [log] table; default: flows to flows.jsonl in Dir
 	Tables  string         // [[address]], [[network]], [[connector]], [[app]] …
 	Env     []string       // of the process
+	Plain   bool           // runs as the test itself does, not as an ordinary person
 }
 
 // Edge is an edge that was started at least once.
@@ -90,19 +92,18 @@ func (e *Edge) Write(tables string) {
 	fmt.Fprintf(&b, "version = 1\n\n[edge]\nname = %s\nstate_dir = %s\n", quote(e.cfg.Name), quote(filepath.Join(e.Dir, "state")))
 	fmt.Fprintf(&b, "\n[wireguard]\nlisten = %s\nprivate_key_file = %s\n", quote(e.cfg.Listen), quote(filepath.Join(e.Dir, "edge.key")))
 	fmt.Fprintf(&b, "\n[admin]\nsocket = %s\n\n[metrics]\nlisten = %s\n", quote(e.Socket), quote(e.Metrics.String()))
-	if e.cfg.Log != "" {
-		fmt.Fprintf(&b, "\n[log]\n%s\n", e.cfg.Log)
-	}
+	fmt.Fprintf(&b, "\n[log]\n%s\n", cmp.Or(e.cfg.Log, `flows = "flows.jsonl"`))
 	fmt.Fprintf(&b, "\n%s\n", tables)
 	writeFile(e.tb, e.Config, b.String())
 	netns.Give(e.tb, e.Dir)
 }
 
 // Start starts the edge, or starts it again after it ended. It does not wait.
+// The test's end is the process's at once; a drain is a test of its own.
 func (e *Edge) Start() {
 	e.tb.Helper()
 	e.Process = proc.Start(e.tb, e.host, proc.Spec{Name: "edge " + e.cfg.Name, Path: e.warren.Path,
-		Args: []string{"edge", "run", "-c", e.Config}, Dir: e.Dir, Env: e.cfg.Env, Attr: ordinary()})
+		Args: []string{"edge", "run", "-c", e.Config}, Dir: e.Dir, Env: e.cfg.Env, Attr: attr(e.cfg.Plain), StopSignal: syscall.SIGKILL})
 }
 
 // WaitReady waits until /readyz says so, and fails the test when the edge ends
@@ -183,8 +184,12 @@ func writeFile(tb require.TB, path, text string) {
 	}
 }
 
-// ordinary is how a daemon runs: as nobody special, without a capability.
-func ordinary() *syscall.SysProcAttr {
+// attr is how a daemon runs: as nobody special, without a capability, unless
+// it is to be plain.
+func attr(plain bool) *syscall.SysProcAttr {
+	if plain {
+		return nil
+	}
 	attr, _, _ := netns.Ordinary()
 	return attr
 }

@@ -28,6 +28,9 @@ import (
 // clean-up. A daemon that drains longer than this is cut off.
 const stopGrace = 5 * time.Second
 
+// loggedOutput is how much of a program's output a failed test shows.
+const loggedOutput = 8 << 10
+
 // Place is where a process starts: a host in a namespace, or this machine.
 // Start does what cmd.Start does, there.
 type Place interface {
@@ -81,7 +84,7 @@ func Start(tb require.TB, place Place, spec Spec) *Process {
 	tb.Cleanup(func() {
 		p.Stop()
 		if tb.Failed() {
-			tb.Logf("%s ended with %v; the end of its output:\n%s", p.name, p.state(), indent(p.Output()))
+			tb.Logf("%s ended with %v; the end of its output:\n%s", p.name, p.state(), indent(last(p.Output(), loggedOutput)))
 		}
 	})
 	return p

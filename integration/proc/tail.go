@@ -46,3 +46,12 @@ func indent(s string) string {
 	}
 	return "    " + strings.ReplaceAll(strings.TrimRight(s, "\n"), "\n", "\n    ")
 }
+
+// last is the end of s, at most n bytes of it, from the start of a line.
+func last(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	s = s[len(s)-n:]
+	return "[…]\n" + s[strings.IndexByte(s, '\n')+1:]
+}
