@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
+
+	"github.com/warrenmesh/warren/host"
 )
 
 const (
@@ -71,7 +73,7 @@ func listenError(at netip.AddrPort, err error) error {
 	}
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("listening on udp %v: %w, by %s: stop it or choose another port", at, err, holder("/proc", at))
+		return fmt.Errorf("listening on udp %v: %w, by %s: stop it or choose another port", at, err, host.Holder("udp", at))
 	case errors.Is(err, syscall.EACCES):
 		return fmt.Errorf("listening on udp %v: %w: ports below 1024 need CAP_NET_BIND_SERVICE", at, err)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
