@@ -13,25 +13,26 @@ import (
 )
 
 // callLimit is how long one call may take. The edge itself gives up earlier.
-const callLimit = 10 * time.Second
+const callLimit = 15 * time.Second
 
 // visitor is a client of the demo: it resolves names through the edge's DNS
 // and nothing else, and makes a new connection for each call.
 type visitor struct {
-	dns  string // the address that is asked
-	dial func(ctx context.Context, network, address string) (net.Conn, error)
+	dns   string        // the address that is asked
+	limit time.Duration // of one call
+	dial  func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // newVisitor returns one that asks the DNS server at that address.
 func newVisitor(dns string) *visitor {
-	v := &visitor{dns: dns}
+	v := &visitor{dns: dns, limit: callLimit}
 	v.dial = v.dialByName
 	return v
 }
 
 // resolve asks for the IPv4 address of a name.
 func (v *visitor) resolve(ctx context.Context, name string) (netip.Addr, error) {
-	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	ctx, cancel := context.WithTimeout(ctx, v.limit)
 	defer cancel()
 	resolver := &net.Resolver{
 		PreferGo: true, // or the machine's own resolver is asked
@@ -75,7 +76,7 @@ func (v *visitor) mirror(ctx context.Context, app string, port int, body []byte)
 }
 
 func (v *visitor) do(ctx context.Context, method, url string, body []byte) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	ctx, cancel := context.WithTimeout(ctx, v.limit)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
 	if err != nil {
@@ -101,7 +102,7 @@ func (v *visitor) do(ctx context.Context, method, url string, body []byte) ([]by
 // ask sends a datagram to an app and returns the answer. It asks again after
 // silence: a datagram may be lost.
 func (v *visitor) ask(ctx context.Context, app string, port int, text string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	ctx, cancel := context.WithTimeout(ctx, v.limit)
 	defer cancel()
 	address := fmt.Sprintf("%s:%d", hostname(app), port)
 	conn, err := v.dial(ctx, "udp", address)
@@ -116,7 +117,7 @@ func (v *visitor) ask(ctx context.Context, app string, port int, text string) (s
 		if _, err = conn.Write([]byte(text)); err != nil {
 			continue
 		}
-		_ = conn.SetReadDeadline(time.Now().Add(callLimit / (tries + 1)))
+		_ = conn.SetReadDeadline(time.Now().Add(v.limit / (tries + 1)))
 		var n int
 		if n, err = conn.Read(b); err == nil {
 			return string(b[:n]), nil

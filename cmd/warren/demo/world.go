@@ -33,6 +33,7 @@ type world struct {
 	log      *slog.Logger
 	logFile  *os.File
 	patience time.Duration
+	ports    func(*plan) error // chooses them
 
 	plan       *plan
 	served     map[string]*served // by network
@@ -57,7 +58,7 @@ type member struct {
 // their stages.
 func newWorld(opts Options) (w *world, err error) {
 	w = &world{
-		opts: opts, say: story{opts.Out}, patience: defaultPatience,
+		opts: opts, say: story{opts.Out}, patience: defaultPatience, ports: (*plan).choosePorts,
 		served: map[string]*served{"berlin": {}, "tokyo": {}},
 	}
 	defer func() {
@@ -161,7 +162,7 @@ func (w *world) startEdge(ctx context.Context) error {
 	const tries = 5 // somebody may have been quicker to take a port
 	var err error
 	for range tries {
-		if err = w.plan.choosePorts(); err != nil {
+		if err = w.ports(w.plan); err != nil {
 			return err
 		}
 		if err = w.plan.write(w.dir); err != nil {
@@ -245,22 +246,27 @@ func (w *world) stay(ctx context.Context) error {
 }
 
 // until asks again and again until ask finds nothing wrong, and returns what
-// it found last when patience or ctx ends.
+// it found last when patience or ctx ends. An ask that this cut short has found
+// nothing.
 func (w *world) until(ctx context.Context, ask func(context.Context) error) error {
 	const pause = 20 * time.Millisecond
 	ctx, cancel := context.WithTimeout(ctx, w.patience)
 	defer cancel()
 	ticker := time.NewTicker(pause)
 	defer ticker.Stop()
+	var found error
 	for {
 		err := ask(ctx)
 		if err == nil {
 			return nil
 		}
+		if found == nil || ctx.Err() == nil {
+			found = err
+		}
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
-			return fmt.Errorf("waiting %s: %w", w.patience, err)
+			return fmt.Errorf("waiting %s: %w", w.patience, found)
 		}
 	}
 }
