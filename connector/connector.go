@@ -197,7 +197,7 @@ func (c *Connector) takeKey() (key wgtypes.Key, unlock func(), err error) {
 
 // sayStart writes what this connector is and what it will do.
 func (c *Connector) sayStart() {
-	c.log.Info("connector starts", "name", c.spec.Name, "version", c.deps.Version, "public_key", abbreviate(c.public))
+	c.log.Info("connector starts", "name", c.spec.Name, "version", c.deps.Version, "public_key", c.public.String())
 	routes := "those that the edge grants"
 	if len(c.spec.Guard.Allow) > 0 {
 		routes = "those that the edge grants and [guard] allows"

@@ -20,10 +20,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/warrenmesh/warren/dnsd"
 	"github.com/warrenmesh/warren/edge/admin"
@@ -208,14 +211,9 @@ func (e *Edge) openPages(ctx context.Context, servers *sync.WaitGroup) error {
 	if !e.first.Metrics.On {
 		return nil
 	}
-	at := e.first.Metrics.Listen
-	address := at.String()
-	if !at.Addr().IsValid() {
-		address = fmt.Sprintf(":%d", at.Port())
-	}
-	ln, err := net.Listen("tcp", address)
+	ln, err := listenMetrics(e.first.Metrics.Listen)
 	if err != nil {
-		return fmt.Errorf("listening on %q for metrics: %w (held by %s): free the port or change [metrics] listen", address, err, host.Holder("tcp", at))
+		return err
 	}
 	e.metricsAt = ln.Addr()
 	servers.Go(func() {
@@ -224,6 +222,28 @@ func (e *Edge) openPages(ctx context.Context, servers *sync.WaitGroup) error {
 		}
 	})
 	return nil
+}
+
+// listenMetrics opens the operator's TCP listener. Without an address it is
+// every address of the machine.
+func listenMetrics(at netip.AddrPort) (net.Listener, error) {
+	address, anywhere := at.String(), at
+	if !at.Addr().IsValid() {
+		address = fmt.Sprintf(":%d", at.Port())
+		anywhere = netip.AddrPortFrom(netip.IPv6Unspecified(), at.Port())
+	}
+	ln, err := net.Listen("tcp", address)
+	switch {
+	case err == nil:
+		return ln, nil
+	case errors.Is(err, unix.EADDRINUSE):
+		return nil, fmt.Errorf("listening on %q for metrics: %w by %s; stop that, or change [metrics] listen", address, unix.EADDRINUSE, host.Holder("tcp", anywhere))
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return nil, fmt.Errorf("listening on %q for metrics: this machine does not have the address; change [metrics] listen", address)
+	case errors.Is(err, unix.EACCES):
+		return nil, fmt.Errorf("listening on %q for metrics: permission denied: ports below 1024 need root or CAP_NET_BIND_SERVICE; change [metrics] listen", address)
+	}
+	return nil, fmt.Errorf("listening on %q for metrics: %w", address, err)
 }
 
 // ready reports whether new flows are accepted.

@@ -28,10 +28,13 @@ func newFlowList(p *program) *cobra.Command {
 	c.Flags().StringVar(&q.Connector, "connector", "", "only those through this `connector`")
 	c.Flags().IntVar(&q.Limit, "limit", client.DefaultFlows, fmt.Sprintf("at most so `many`, up to %d", client.MaxFlows))
 	asJSON := jsonFlag(c)
-	return asking(p, c, func(ctx context.Context, e *client.Client, _ []string) error {
+	c.PreRunE = func(c *cobra.Command, _ []string) error {
 		if q.Limit < 1 || q.Limit > client.MaxFlows {
 			return wrongUsage(c, "reading --limit %d: use 1 to %d", q.Limit, client.MaxFlows)
 		}
+		return nil
+	}
+	return asking(p, c, func(ctx context.Context, e *client.Client, _ []string) error {
 		flows, err := e.Flows(ctx, q)
 		if err != nil {
 			return err
@@ -63,8 +66,8 @@ func newFlowKill(p *program) *cobra.Command {
 		Use: "kill ID...", Short: "End open flows by their id", Args: cobra.MinimumNArgs(1),
 		Long: "End open flows by their id, as flow list has it. Both sides see the connection reset.",
 	}
-	return asking(p, c, func(ctx context.Context, e *client.Client, args []string) error {
-		var ids []uint64
+	var ids []uint64
+	c.PreRunE = func(c *cobra.Command, args []string) error {
 		for _, arg := range args {
 			id, err := strconv.ParseUint(arg, 10, 64)
 			if err != nil {
@@ -72,6 +75,9 @@ func newFlowKill(p *program) *cobra.Command {
 			}
 			ids = append(ids, id)
 		}
+		return nil
+	}
+	return asking(p, c, func(ctx context.Context, e *client.Client, _ []string) error {
 		for _, id := range ids {
 			if err := e.KillFlow(ctx, id); err != nil {
 				return err

@@ -20,14 +20,18 @@ tunnel or the origin is at fault. The exit code is 0 where both are well.`,
 	}
 	udp := c.Flags().Bool("udp", false, "send a datagram instead of connecting with TCP")
 	asJSON := jsonFlag(c)
-	return asking(p, c, func(ctx context.Context, e *client.Client, args []string) error {
-		q := client.ProbeRequest{Network: args[0], Address: args[1]}
+	var q client.ProbeRequest
+	c.PreRunE = func(c *cobra.Command, args []string) error {
+		q = client.ProbeRequest{Network: args[0], Address: args[1]}
 		if *udp {
 			q.Proto = "udp"
 		}
 		if _, _, err := q.Check(); err != nil {
 			return wrongUsage(c, "%w", err)
 		}
+		return nil
+	}
+	return asking(p, c, func(ctx context.Context, e *client.Client, _ []string) error {
 		r, err := e.Probe(ctx, q)
 		if err != nil {
 			return err

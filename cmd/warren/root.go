@@ -79,6 +79,7 @@ func chooseVerb(c *cobra.Command, args []string) error {
 		return wrongUsage(c, "choosing a command of %q: write one of %s after it", c.CommandPath(), strings.Join(verbs, ", "))
 	}
 	hint := "it has " + strings.Join(verbs, ", ")
+	c.SuggestionsMinimumDistance = 2
 	if like := c.SuggestionsFor(args[0]); len(like) > 0 {
 		hint = fmt.Sprintf("did you mean %q?", like[0])
 	}
