@@ -9,6 +9,7 @@ import (
 
 	"github.com/warrenmesh/warren/connector/guard"
 	"github.com/warrenmesh/warren/connector/origin"
+	"github.com/warrenmesh/warren/host"
 )
 
 // checkWithin bounds each resolution of a Check.
@@ -60,7 +61,7 @@ func (c *checker) report(path, value, hint string) {
 }
 
 func (c *checker) checkKey() {
-	_, err := ReadKey(c.spec.KeyFile())
+	_, err := host.ReadKey(c.spec.KeyFile())
 	switch {
 	case err == nil:
 	case c.spec.PrivateKeyFile != "":

@@ -24,6 +24,7 @@ import (
 
 	"github.com/warrenmesh/warren/connector/guard"
 	"github.com/warrenmesh/warren/connector/origin"
+	"github.com/warrenmesh/warren/host"
 )
 
 // ErrForced is returned by Run when Deps.Force ended a drain that had flows
@@ -180,7 +181,7 @@ func (c *Connector) Run(ctx context.Context) error {
 func (c *Connector) takeKey() (key wgtypes.Key, unlock func(), err error) {
 	unlock = func() {}
 	if c.spec.PrivateKeyFile == "" {
-		if unlock, err = lockState(c.spec.StateDir); err != nil {
+		if unlock, err = host.LockDir(c.spec.StateDir, "connector"); err != nil {
 			return wgtypes.Key{}, nil, err
 		}
 	}

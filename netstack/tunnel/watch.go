@@ -98,7 +98,10 @@ func (p *Peer) apply(d deed) {
 		p.open.Store(true)
 		p.link.SetOpen(true)
 	}
-	if d.abandon || d.down && p.left.Load() {
+	// An edge that died before it told its boot id may be another one when it
+	// is back, and there would be no telling.
+	unknown := p.initiate && p.boot.Load() == 0
+	if d.abandon || d.down && (unknown || p.left.Load()) {
 		p.nic.AbortFlows(allFlows)
 	}
 	if d.handshake {
