@@ -4,16 +4,22 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/warrenmesh/warren/edge/admin/client"
 )
 
-// errForced is the cause that ends flows when a drain is cut short.
-var errForced = errors.New("the edge was told to stop at once")
+// ErrForced is what Run returns where Options.Force cut a drain short while
+// flows were open.
+var ErrForced = errors.New("the edge was told to stop at once")
 
 // errGraceOver is the cause that ends flows when the grace period is over.
 var errGraceOver = errors.New("the edge stopped before the flow had ended")
+
+// lastWords is how long each room has that must end after the last flow: DNS
+// for the queries that it is answering, the flow log for its last lines.
+const lastWords = time.Second
 
 // drainAndEnd is the end in two beats: no new flows, then, when those that run
 // have ended, the grace period is over or the operator insists, everything.
@@ -24,19 +30,23 @@ func (e *Edge) drainAndEnd() error {
 
 	ctx, cancel := context.WithTimeoutCause(context.Background(), e.opts.Grace, errGraceOver)
 	defer cancel()
+	var watch sync.WaitGroup
+	defer watch.Wait()
 	ctx, force := context.WithCancelCause(ctx)
 	defer force(nil)
-	go func() { // ends with ctx
+	watch.Go(func() {
 		select {
 		case <-e.opts.Force:
-			force(errForced)
+			force(ErrForced)
 		case <-ctx.Done():
 		}
-	}()
+	})
 	cut := e.end(ctx)
-	if cut != nil {
-		e.log.Warn("stopped", "cut", cut)
+	if errors.Is(cut, ErrForced) {
 		return fmt.Errorf("stopping: flows were cut: %w", cut)
+	}
+	if cut != nil {
+		e.log.Warn("flows were cut: the grace period is over", "grace", e.opts.Grace)
 	}
 	e.log.Info("stopped")
 	return nil
@@ -49,12 +59,13 @@ func (e *Edge) end(ctx context.Context) error {
 	cut := e.ingress.Close(ctx)
 	e.monitor.Stop()
 	e.dns.StopAccepting()
-	// A query takes no time; who still sends one is not waited for.
-	soon, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	_ = e.dns.Close(soon)
+	closing, cancel := context.WithTimeout(context.Background(), lastWords)
+	_ = e.dns.Close(closing) // who still sends a query is not waited for
+	cancel()
 	e.tunnel.Close()
-	if err := e.observer.Log.Close(soon); err != nil {
+	closing, cancel = context.WithTimeout(context.Background(), lastWords)
+	defer cancel()
+	if err := e.observer.Log.Close(closing); err != nil {
 		e.log.Error("the flow log's last lines are lost", "err", err)
 	}
 	return cut

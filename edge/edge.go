@@ -89,8 +89,8 @@ type Edge struct {
 	lastReloadError string
 }
 
-// Run runs an edge until ctx ends. Its error says what kept it from starting,
-// or that flows had to be cut at the end.
+// Run runs an edge until ctx ends and its flows have, or the grace period. Its
+// error says what kept it from starting, or is ErrForced.
 func Run(ctx context.Context, opts Options) error {
 	if opts.Grace == 0 {
 		opts.Grace = DefaultGrace

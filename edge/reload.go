@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"time"
@@ -259,25 +260,43 @@ func (s *snapshot) appNames() []string {
 	return names
 }
 
-// difference says which apps a reload brought, changed and took away.
+// difference says in words what a reload brought, changed and took away,
+// besides networks and connectors.
 func difference(previous, next *snapshot) []string {
 	if previous == nil {
 		return nil
 	}
 	var out []string
-	for _, name := range next.appNames() {
-		old, was := previous.apps[name]
+	was, is := previous.cfg, next.cfg
+	out = append(out, changed("app", was.Apps, is.Apps, func(a config.App) string { return a.Name })...)
+	out = append(out, changed("pool", was.Pools, is.Pools, func(p balance.Spec) string { return p.Name })...)
+	out = append(out, changed("monitor", was.Monitors, is.Monitors, func(m monitor.Spec) string { return m.Name })...)
+	out = append(out, changed("zone", was.DNS.Zones, is.DNS.Zones, func(z zone.Zone) string { return z.Name })...)
+	if !reflect.DeepEqual(was.DNS.Server, is.DNS.Server) {
+		out = append(out, "dns listeners changed")
+	}
+	return out
+}
+
+// changed compares two lists of named things.
+func changed[T any](kind string, was, is []T, name func(T) string) []string {
+	var out []string
+	before := make(map[string]T, len(was))
+	for _, v := range was {
+		before[name(v)] = v
+	}
+	for _, v := range is {
+		old, known := before[name(v)]
+		delete(before, name(v))
 		switch {
-		case !was:
-			out = append(out, fmt.Sprintf("app %q added", name))
-		case !reflect.DeepEqual(old.App, next.apps[name].App):
-			out = append(out, fmt.Sprintf("app %q changed", name))
+		case !known:
+			out = append(out, fmt.Sprintf("%s %q added", kind, name(v)))
+		case !reflect.DeepEqual(old, v):
+			out = append(out, fmt.Sprintf("%s %q changed", kind, name(v)))
 		}
 	}
-	for _, name := range previous.appNames() {
-		if next.apps[name] == nil {
-			out = append(out, fmt.Sprintf("app %q removed", name))
-		}
+	for _, gone := range slices.Sorted(maps.Keys(before)) {
+		out = append(out, fmt.Sprintf("%s %q removed", kind, gone))
 	}
 	return out
 }

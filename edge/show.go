@@ -41,7 +41,7 @@ func (e *Edge) Status() client.Status {
 	for _, pool := range now.director.Pools() {
 		for _, ep := range pool.Endpoints {
 			s.Endpoints++
-			if ep.Up {
+			if ep.Up && e.served(ep.Endpoint) {
 				s.EndpointsUp++
 			}
 		}
