@@ -68,7 +68,7 @@ var spoilers = []spoiler{
 		},
 		failed:  []string{"dns"},
 		skipped: []string{"tcp", "overlap", "udp", "pool", "failover", "recovery", "bytes"},
-		says:    `resolving "berlin.warren.test"`,
+		says:    `dns: resolving "berlin.warren.test" at 127.0.0.1:`,
 	},
 	{
 		name: "a name leads elsewhere", before: "dns",
@@ -131,7 +131,7 @@ var spoilers = []spoiler{
 	{
 		name: "the monitor is asleep", before: "failover",
 		do: func(t *testing.T, w *world) {
-			edit(t, w, `"250ms"`, `"1h"`)
+			edit(t, w, `"500ms"`, `"1h"`)
 			reload(t, w)
 		},
 		failed:  []string{"failover"},
@@ -167,7 +167,7 @@ var spoilers = []spoiler{
 	{
 		name: "nobody notices that it is back", before: "recovery",
 		do: func(t *testing.T, w *world) {
-			edit(t, w, `"250ms"`, `"250ms"`+"\nrise = 100")
+			edit(t, w, `"500ms"`, `"500ms"`+"\nrise = 100")
 			reload(t, w)
 		},
 		failed: []string{"recovery"},
@@ -201,7 +201,7 @@ var spoilers = []spoiler{
 
 // atOnce is how many spoilt demos run side by side. They wait more than they
 // work, so that it is more than the processors that t.Parallel goes by.
-const atOnce = 5
+const atOnce = 4
 
 func TestSpoilt(t *testing.T) {
 	turn := make(chan struct{}, atOnce)
