@@ -15,8 +15,12 @@ import (
 )
 
 // removePatience is how long Remove lets RSTs leave before it closes the link
-// under senders that wait for room in it.
-const removePatience = time.Second
+// under them, and under senders that wait for room in it. drainInterval is how
+// often it looks.
+const (
+	removePatience = time.Second
+	drainInterval  = time.Millisecond
+)
 
 // NICConfig of one NIC.
 type NICConfig struct {
@@ -25,6 +29,7 @@ type NICConfig struct {
 	// Link carries bare IP packets; required. The NIC owns it: Remove closes
 	// it. WritePackets may block for room, except for packets that the stack
 	// makes while it is delivered one (RST, ICMP): those it must rather drop.
+	// If it has a method Len() int, Remove gives what it holds time to leave.
 	Link stack.LinkEndpoint
 
 	// Sources are our own addresses on the link, IPv4 and IPv6: dialled flows
@@ -139,16 +144,36 @@ func (n *NIC) remove() {
 	}
 	// A sender that waits for room in the link holds its endpoint's lock, and
 	// abort needs it. Closing the link wakes such senders.
-	impatient := time.AfterFunc(removePatience, n.link.Close)
+	patience, cancel := context.WithTimeout(context.Background(), removePatience)
+	defer cancel()
+	stop := context.AfterFunc(patience, n.link.Close)
 	for _, ep := range n.index.close() {
 		ep.abort(ErrAborted)
 	}
-	impatient.Stop()
+	n.drain(patience)
+	stop()
 	n.stack.gv.RemoveNIC(n.id)
 	n.fragments.close()
 	n.stack.mu.Lock()
 	delete(n.stack.nics, n.id)
 	n.stack.mu.Unlock()
+}
+
+// drain waits until the link has sent what it holds, where it can tell.
+func (n *NIC) drain(ctx context.Context) {
+	link, ok := n.link.(interface{ Len() int })
+	if !ok || link.Len() == 0 {
+		return
+	}
+	tick := time.NewTicker(drainInterval)
+	defer tick.Stop()
+	for link.Len() > 0 {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 func (n *NIC) takeListeners() []closer {

@@ -9,8 +9,8 @@ import (
 
 // Shared is what all stacks of a process can have in common: gVisor's
 // counters, and its packet filter, which is empty and never changed. Measured
-// with both protocols: a stack of its own is 49 KB of heap, one that shares
-// is less than 20.
+// with one NIC: a stack that shares is 34 KB of heap and goroutine stacks, one
+// with its own is 48 KB.
 type Shared struct {
 	stats  tcpip.Stats
 	tables *stack.IPTables

@@ -293,8 +293,16 @@ func TestResetSeenByWriterFirst(t *testing.T) {
 }
 
 func TestCloseWakesBlocked(t *testing.T) {
+	var once sync.Once
 	l := newLab(t)
 	a, _ := l.pair(t, service4)
+	sending := make(chan struct{})
+	l.edgeEnd.setFilter(func(b []byte) int {
+		if len(b) > 1000 {
+			once.Do(func() { close(sending) })
+		}
+		return 1
+	})
 	errs := make(chan error, 3)
 	go func() { _, err := a.Read(make([]byte, 1)); errs <- err }()
 	go func() { errs <- a.WaitReadable() }()
@@ -305,9 +313,7 @@ func TestCloseWakesBlocked(t *testing.T) {
 		}
 		errs <- err
 	}()
-	for l.edgeEnd.idle() { // until something was sent
-		time.Sleep(time.Millisecond)
-	}
+	<-sending
 	a.Close()
 	for range 3 {
 		if err := <-errs; !errors.Is(err, net.ErrClosed) {
@@ -369,4 +375,10 @@ func TestReadWriteAllocations(t *testing.T) {
 	if per > 20 {
 		t.Errorf("%v allocations a round trip", per)
 	}
+}
+
+func readFull(c net.Conn, n int) ([]byte, error) {
+	b := make([]byte, n)
+	_, err := io.ReadFull(c, b)
+	return b, err
 }

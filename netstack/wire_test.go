@@ -33,6 +33,7 @@ type wireEnd struct {
 	mu     sync.Mutex
 	more   sync.Cond
 	queue  [][]byte
+	busy   bool // the last batch is still being delivered
 	closed bool
 	done   chan struct{}
 }
@@ -55,6 +56,7 @@ func (e *wireEnd) pump() {
 	defer close(e.done)
 	for {
 		e.mu.Lock()
+		e.busy = false
 		for len(e.queue) == 0 && !e.closed {
 			e.more.Wait()
 		}
@@ -63,7 +65,7 @@ func (e *wireEnd) pump() {
 			return
 		}
 		batch := e.queue
-		e.queue = nil
+		e.queue, e.busy = nil, true
 		e.mu.Unlock()
 		for _, b := range batch {
 			e.peer.deliver(b)
@@ -117,6 +119,16 @@ func (e *wireEnd) Attach(d stack.NetworkDispatcher) {
 	e.dispatcherMu.Lock()
 	defer e.dispatcherMu.Unlock()
 	e.dispatcher = d
+}
+
+// Len is how many packets have not been delivered, as the tunnel's link says.
+func (e *wireEnd) Len() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.busy {
+		return len(e.queue) + 1
+	}
+	return len(e.queue)
 }
 
 func (e *wireEnd) IsAttached() bool                             { return true }
@@ -208,11 +220,7 @@ func (l *lab) dial(t testing.TB, network string, to netip.AddrPort) net.Conn {
 }
 
 // idle reports whether nothing waits to be delivered from this end.
-func (e *wireEnd) idle() bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return len(e.queue) == 0
-}
+func (e *wireEnd) idle() bool { return e.Len() == 0 }
 
 // twoEdges is two plain stacks, joined by one wire: for Listen.
 type twoEdges struct {
