@@ -127,31 +127,45 @@ func TestDies(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name string
-		kill func(*world) *daemon
+		of   func(*world) *daemon
 		want string
 	}{
 		{"edge", func(w *world) *daemon { return w.edge }, "the edge ended by itself"},
-		{"connector", func(w *world) *daemon { return w.connectors[1].daemon }, `connector "tokyo-1" ended by itself`},
+		{"first connector", func(w *world) *daemon { return w.connectors[0].daemon }, `connector "berlin-1" ended by itself`},
+		{"second connector", func(w *world) *daemon { return w.connectors[1].daemon }, `connector "tokyo-1" ended by itself`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			var w *world
-			out := newOutput("It stays up")
-			done := make(chan error, 1)
-			go func() {
-				done <- Run(t.Context(), Options{Out: out, dir: place(t), before: func(_ string, running *world) { w = running }})
-			}()
-			select {
-			case <-out.found:
-				tt.kill(w).cancel()
-			case err := <-done:
-				t.Fatalf("it ended: %v\n%s", err, out)
+			w := newTestWorld(t)
+			if err := w.startEdge(t.Context()); err != nil {
+				t.Fatal(err)
 			}
-			if err := <-done; err == nil || !strings.Contains(err.Error(), tt.want) {
+			for _, s := range w.plan.Sites {
+				if err := w.startConnector(s); err != nil {
+					t.Fatal(err)
+				}
+			}
+			tt.of(w).cancel()
+			if err := w.stay(t.Context()); err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "%!") {
 				t.Errorf("want %q, got %v", tt.want, err)
 			}
 		})
 	}
+}
+
+// newTestWorld returns a world without daemons, which ends with the test.
+func newTestWorld(t *testing.T) *world {
+	t.Helper()
+	w, err := newWorld(Options{Out: newOutput(""), dir: place(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := w.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return w
 }
 
 // TestInterrupted ends the demo within its stages.
@@ -198,15 +212,7 @@ func TestPortsTaken(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			w, err := newWorld(Options{Out: newOutput(""), dir: place(t)})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() {
-				if err := w.close(); err != nil {
-					t.Error(err)
-				}
-			}()
+			w := newTestWorld(t)
 			var others held
 			defer others.release()
 			tries := 0
@@ -265,17 +271,31 @@ func TestProgramName(t *testing.T) {
 
 func TestCommand(t *testing.T) {
 	t.Parallel()
-	c := Command()
-	out := newOutput("")
-	c.SetOut(out)
-	c.SetErr(newOutput(""))
-	c.SetArgs([]string{"--check"})
-	if err := c.ExecuteContext(t.Context()); err != nil {
-		t.Errorf("%v\n%s", err, out)
-	}
-	c.SetArgs([]string{"tokyo"})
-	c.SilenceUsage, c.SilenceErrors = true, true
-	if err := c.ExecuteContext(t.Context()); err == nil {
-		t.Error("an argument is accepted")
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, tt := range []struct {
+		name, arg string
+		wants     func(error) bool
+		shows     string
+	}{
+		{"check", "--check", func(err error) bool { return errors.Is(err, context.Canceled) }, "[1/10] edge"},
+		{"help", "--help", func(err error) bool { return err == nil }, "--show-config"},
+		{"an argument", "tokyo", func(err error) bool { return err != nil }, ""},
+		{"an unknown flag", "--cheque", func(err error) bool { return err != nil }, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			out := newOutput("")
+			c := Command()
+			c.SilenceUsage, c.SilenceErrors = true, true
+			c.SetOut(out)
+			c.SetErr(out)
+			c.SetArgs([]string{tt.arg})
+			if err := c.ExecuteContext(ended); !tt.wants(err) {
+				t.Errorf("got %v", err)
+			}
+			if !strings.Contains(out.String(), tt.shows) {
+				t.Errorf("the output lacks %q:\n%s", tt.shows, out)
+			}
+		})
 	}
 }

@@ -201,7 +201,7 @@ var spoilers = []spoiler{
 
 // atOnce is how many spoilt demos run side by side. They wait more than they
 // work, so that it is more than the processors that t.Parallel goes by.
-const atOnce = 4
+const atOnce = 8
 
 func TestSpoilt(t *testing.T) {
 	turn := make(chan struct{}, atOnce)

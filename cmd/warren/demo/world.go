@@ -237,11 +237,11 @@ func (w *world) stay(ctx context.Context) error {
 		w.say.line("Stopping.")
 		return nil
 	case <-w.edge.done:
-		return fmt.Errorf("the edge ended by itself: %w", w.edge.err)
+		return w.edge.died("the edge")
 	case <-w.connectors[0].done:
-		return fmt.Errorf("connector %q ended by itself: %w", w.connectors[0].site.Connector, w.connectors[0].err)
+		return w.connectors[0].died(fmt.Sprintf("connector %q", w.connectors[0].site.Connector))
 	case <-w.connectors[1].done:
-		return fmt.Errorf("connector %q ended by itself: %w", w.connectors[1].site.Connector, w.connectors[1].err)
+		return w.connectors[1].died(fmt.Sprintf("connector %q", w.connectors[1].site.Connector))
 	}
 }
 
@@ -293,4 +293,12 @@ func startDaemon(run func(context.Context) error) *daemon {
 func (d *daemon) end() {
 	d.cancel()
 	<-d.done
+}
+
+// died is the error of a daemon that ended unasked.
+func (d *daemon) died(name string) error {
+	if d.err == nil {
+		return fmt.Errorf("%s ended by itself and does not say why", name)
+	}
+	return fmt.Errorf("%s ended by itself: %w", name, d.err)
 }
