@@ -207,6 +207,9 @@ func (r *UDPRequest) Accept() (*UDPConn, error) {
 }
 
 func (r *UDPRequest) accept() (*UDPConn, error) {
+	if r.nic.ctx.Err() != nil {
+		return nil, ErrAborted
+	}
 	f := r.forwarder
 	f.mu.Lock()
 	defer f.mu.Unlock()

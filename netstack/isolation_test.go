@@ -106,18 +106,8 @@ func TestForgedDatagramFromOtherNIC(t *testing.T) {
 	if _, err := u.Write([]byte("question")); err != nil {
 		t.Fatal(err)
 	}
-	reply := func(payload string) []byte {
-		q := got.last()
-		b := append([]byte(nil), q[:28]...)
-		b = append(b, payload...)
-		copy(b[12:16], q[16:20])
-		copy(b[16:20], q[12:16])
-		copy(b[20:22], q[22:24])
-		copy(b[22:24], q[20:22])
-		return finishUDP(b)
-	}
-	r.rivalEnd.deliver(reply("lies"))
-	r.edgeEnd.deliver(reply("true"))
+	r.rivalEnd.deliver(answer(got.last(), "lies"))
+	r.edgeEnd.deliver(answer(got.last(), "true"))
 	buf := make([]byte, 16)
 	if n, err := u.Read(buf); string(buf[:n]) != "true" || err != nil {
 		t.Errorf("read %q, %v", buf[:n], err)
@@ -208,16 +198,7 @@ func TestFragmentsDoNotMixBetweenNICs(t *testing.T) {
 	u := r.dial(t, "udp", service4).(*UDPConn)
 	u.Write([]byte("question"))
 	q := got.last()
-	whole := make([]byte, 28+64)
-	copy(whole, q[:28])
-	copy(whole[12:16], q[16:20])
-	copy(whole[16:20], q[12:16])
-	copy(whole[20:22], q[22:24])
-	copy(whole[22:24], q[20:22])
-	for i := range whole[28:] {
-		whole[28+i] = byte(i)
-	}
-	finishUDP(whole)
+	whole := answer(q, string(patterned(1, 1)[:64]))
 	first, second := fragment4(whole, 0, 32, true), fragment4(whole, 32, 40, false)
 
 	r.edgeEnd.deliver(first)

@@ -122,9 +122,11 @@ func (s *Stack) Close() {
 		return
 	}
 	s.cancel(errStackClosed)
-	for _, n := range nics {
-		n.Remove()
+	var removing sync.WaitGroup
+	for _, n := range nics { // at once: a stuck link takes a second
+		removing.Go(n.Remove)
 	}
+	removing.Wait()
 	s.gv.Close()
 	s.wg.Wait()
 	s.gv.Wait()

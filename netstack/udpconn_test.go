@@ -273,26 +273,7 @@ func TestLargeDatagramsUnderLoss(t *testing.T) {
 		for {
 			select {
 			case b := <-conns:
-				readers.Go(func() {
-					defer b.Close()
-					context.AfterFunc(ctx, func() { b.SetReadDeadline(time.Now()) })
-					buf := make([]byte, 70_000)
-					flow := uint32(1 << 31)
-					for {
-						n, err := b.Read(buf)
-						if err != nil {
-							return
-						}
-						got := binary.BigEndian.Uint32(buf)
-						if flow == 1<<31 {
-							flow = got
-						}
-						if got != flow || !bytes.Equal(buf[:n], patterned(got, binary.BigEndian.Uint32(buf[4:]))) {
-							wrong.Add(1)
-						}
-						whole.Add(1)
-					}
-				})
+				readers.Go(func() { readPatterned(ctx, b, &whole, &wrong) })
 			case <-ctx.Done():
 				return
 			}
@@ -311,6 +292,30 @@ func TestLargeDatagramsUnderLoss(t *testing.T) {
 	}
 	if whole.Load() == 0 {
 		t.Error("nothing arrived")
+	}
+}
+
+// readPatterned counts what arrives on b until ctx ends: all of one flow, and
+// every byte as it was sent, or it is wrong.
+func readPatterned(ctx context.Context, b *UDPConn, whole, wrong *atomic.Int64) {
+	defer b.Close()
+	context.AfterFunc(ctx, func() { b.SetReadDeadline(time.Now()) })
+	buf := make([]byte, 70_000)
+	const unknown = 1 << 31
+	flow := uint32(unknown)
+	for {
+		n, err := b.Read(buf)
+		if err != nil {
+			return
+		}
+		got := binary.BigEndian.Uint32(buf)
+		if flow == unknown {
+			flow = got
+		}
+		if got != flow || !bytes.Equal(buf[:n], patterned(got, binary.BigEndian.Uint32(buf[4:]))) {
+			wrong.Add(1)
+		}
+		whole.Add(1)
 	}
 }
 

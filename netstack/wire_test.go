@@ -22,6 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // unbounded queue and a goroutine that delivers to the other end.
 type wireEnd struct {
 	mtu  atomic.Uint32
+	caps stack.LinkEndpointCapabilities
 	peer *wireEnd
 	// filter, if set, sees each outgoing packet and says how many copies
 	// travel: 0 loses it, 2 duplicates it.
@@ -137,7 +138,7 @@ func (e *wireEnd) SetMTU(mtu uint32)                            { e.mtu.Store(mt
 func (e *wireEnd) MaxHeaderLength() uint16                      { return 0 }
 func (e *wireEnd) LinkAddress() tcpip.LinkAddress               { return "" }
 func (e *wireEnd) SetLinkAddress(tcpip.LinkAddress)             {}
-func (e *wireEnd) Capabilities() stack.LinkEndpointCapabilities { return stack.CapabilityNone }
+func (e *wireEnd) Capabilities() stack.LinkEndpointCapabilities { return e.caps }
 func (e *wireEnd) Wait()                                        {}
 func (e *wireEnd) ARPHardwareType() header.ARPHardwareType      { return header.ARPHardwareNone }
 func (e *wireEnd) AddHeader(*stack.PacketBuffer)                {}
