@@ -31,6 +31,9 @@ const stopGrace = 5 * time.Second
 // loggedOutput is how much of a program's output a failed test shows.
 const loggedOutput = 8 << 10
 
+// raceReport is how the race detector begins a report (go.dev/doc/articles/race_detector).
+const raceReport = "WARNING: DATA RACE"
+
 // Place is where a process starts: a host in a namespace, or this machine.
 // Start does what cmd.Start does, there.
 type Place interface {
@@ -83,6 +86,10 @@ func Start(tb require.TB, place Place, spec Spec) *Process {
 	}
 	tb.Cleanup(func() {
 		p.Stop()
+		// A program that is killed here never reports it by its exit code.
+		if strings.Contains(p.Output(), raceReport) {
+			tb.Errorf("the race detector has something to say about %q", p.name)
+		}
 		if tb.Failed() {
 			tb.Logf("%s ended with %v; the end of its output:\n%s", p.name, p.state(), indent(last(p.Output(), loggedOutput)))
 		}

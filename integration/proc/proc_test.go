@@ -26,6 +26,7 @@ type failing struct {
 func (f *failing) Cleanup(c func())               { f.cleanups = append(f.cleanups, c) }
 func (f *failing) Failed() bool                   { return true }
 func (f *failing) Logf(format string, a ...any)   { fmt.Fprintf(&f.log, format+"\n", a...) }
+func (f *failing) Errorf(format string, a ...any) { fmt.Fprintf(&f.log, format+"\n", a...) }
 func (f *failing) Fatalf(format string, a ...any) { f.T.Fatalf(format, a...) }
 
 func TestRun(t *testing.T) {
@@ -86,6 +87,21 @@ func TestCleanupKillsTheGroupAndShowsTheOutput(t *testing.T) {
 	})
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+func TestRaceReportIsAFailure(t *testing.T) {
+	sh := require.Tool(t, "sh", "dash")
+	tb := &failing{T: t}
+	p := Start(tb, Here{}, Spec{Path: sh, Args: []string{"-c", "echo WARNING: DATA RACE; exec sleep 600"}, StopSignal: syscall.SIGKILL})
+	if err := p.WaitOutput(t.Context(), "RACE"); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range tb.cleanups {
+		c()
+	}
+	if !strings.Contains(tb.log.String(), "the race detector") {
+		t.Errorf("a race report went unnoticed: %q", tb.log.String())
 	}
 }
 
