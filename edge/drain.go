@@ -34,18 +34,20 @@ func (e *Edge) drainAndEnd() error {
 	defer watch.Wait()
 	ctx, force := context.WithCancelCause(ctx)
 	defer force(nil)
+	open := 0 // flows at the moment of force
 	watch.Go(func() {
 		select {
 		case <-e.opts.Force:
+			open = e.observer.Table.Len()
 			force(ErrForced)
 		case <-ctx.Done():
 		}
 	})
 	cut := e.end(ctx)
-	if errors.Is(cut, ErrForced) {
-		return fmt.Errorf("stopping: flows were cut: %w", cut)
-	}
-	if cut != nil {
+	switch {
+	case errors.Is(cut, ErrForced) && open > 0:
+		return fmt.Errorf("stopping: %d flows were cut: %w", open, cut)
+	case errors.Is(cut, errGraceOver):
 		e.log.Warn("flows were cut: the grace period is over", "grace", e.opts.Grace)
 	}
 	e.log.Info("stopped")

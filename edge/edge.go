@@ -78,6 +78,7 @@ type Edge struct {
 	nets     networks
 
 	metricsAt net.Addr // where /metrics is served; nil: nowhere
+	relayed   relayDrops
 	flowID    atomic.Uint64
 	current   atomic.Pointer[snapshot]
 
@@ -264,6 +265,7 @@ func (e *Edge) registerMetrics() {
 	m.AddDrops(e.tunnel.Drops)
 	m.AddDrops(e.ingress.Drops)
 	m.AddDrops(e.dns.Drops)
+	m.AddDrops(e.relayed.report)
 	if e.observer.Log != nil {
 		m.AddDrops(e.observer.Log.Drops)
 	}

@@ -68,6 +68,11 @@ type netChange struct {
 // name and key are new. On failure nothing has changed.
 func (n *networks) prepare(next *config.Config) (*netChange, error) {
 	c := &netChange{nets: n, next: next}
+	for _, spec := range next.Connectors { // also of those that commit replaces, when it is too late
+		if spec.PublicKey.Key == n.tunnel.PublicKey() {
+			return nil, fmt.Errorf("adding connector %q: its public_key is this edge's own: write what the connector prints at its start", spec.Name)
+		}
+	}
 	for _, spec := range next.Networks {
 		if n.get(spec.Name) != nil {
 			continue

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/warrenmesh/warren/edge/balance"
@@ -61,7 +62,7 @@ func (e *Edge) walk(ctx context.Context, in ingress.Accepted) {
 		f.Done(time.Now(), status, why)
 		return
 	}
-	status, why = app.carry(ctx, f, in.Conn, origin)
+	status, why = e.carry(ctx, f, in.Conn, origin, app.idle(in.Spec.Network))
 	f.Done(time.Now(), status, why)
 }
 
@@ -115,12 +116,28 @@ func (e *Edge) dial(ctx context.Context, network, proto string, addr netip.AddrP
 }
 
 // carry moves the flow's bytes and says how it ended.
-func (a *app) carry(ctx context.Context, f *flow.Flow, client, origin net.Conn) (flow.Status, string) {
-	terms := relay.Options{Idle: a.idle(f.Snapshot().Proto), AToB: &f.BytesIn, BToA: &f.BytesOut}
+func (e *Edge) carry(ctx context.Context, f *flow.Flow, client, origin net.Conn, idle time.Duration) (flow.Status, string) {
+	terms := relay.Options{Idle: idle, AToB: &f.BytesIn, BToA: &f.BytesOut, OnDrop: e.relayed.drop}
 	if f.Snapshot().Proto == "udp" {
 		return ended(ctx, relay.Datagrams(ctx, client, origin, terms))
 	}
 	return ended(ctx, relay.Copy(ctx, client, origin, terms))
+}
+
+// relayDrops counts the datagrams that one side of a flow could not take.
+type relayDrops struct{ tooBig, noBuffer atomic.Uint64 }
+
+func (d *relayDrops) drop(why string) {
+	if why == relay.DropTooBig {
+		d.tooBig.Add(1)
+		return
+	}
+	d.noBuffer.Add(1)
+}
+
+func (d *relayDrops) report(yield func(where, why string, n uint64)) {
+	yield("relay", relay.DropTooBig, d.tooBig.Load())
+	yield("relay", relay.DropNoBuffer, d.noBuffer.Load())
 }
 
 // failed maps a dial that failed to the flow's status.
