@@ -27,6 +27,10 @@ func newReplicas(t *testing.T) *replicas {
 	r.rivalEnd, far = newWire(1400)
 	t.Cleanup(far.Close)
 	r.rival = addNIC(t, r.edge, NICConfig{Name: "rival", Link: r.rivalEnd, Sources: []netip.Addr{source4, source6}})
+	// Once used, the sources are the second NIC's own addresses too: what is
+	// sent to them there is not dropped for that reason.
+	r.rival.assign(source4)
+	r.rival.assign(source6)
 	return r
 }
 

@@ -14,6 +14,11 @@ import (
 	"testing"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/header/parse"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
 	"github.com/warrenmesh/warren/netstack/netx"
 )
 
@@ -157,6 +162,41 @@ func TestUDPFirstDatagramsAreKept(t *testing.T) {
 	sender.Wait()
 	if n := requests.Load(); n != 1 {
 		t.Errorf("%d requests for one flow", n)
+	}
+}
+
+// A datagram that the demultiplexer looked up just before its flow was
+// accepted reaches the forwarder just after: it belongs to the flow.
+func TestUDPDatagramLateForForwarder(t *testing.T) {
+	l := newLab(t)
+	conns := l.acceptUDP(t)
+	sent := &capture{}
+	l.edgeEnd.setFilter(sent.filter)
+	a := l.dial(t, "udp", service4)
+	a.Write([]byte("first"))
+	b := <-conns
+	defer b.Close()
+	buf := make([]byte, 16)
+	if n, err := b.Read(buf); string(buf[:n]) != "first" || err != nil {
+		t.Fatalf("read %q, %v", buf[:n], err)
+	}
+
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(sent.last())})
+	defer pkt.DecRef()
+	if !parse.IPv4(pkt) || !parse.UDP(pkt) {
+		t.Fatal("the datagram cannot be parsed")
+	}
+	pkt.NICID, pkt.NetworkProtocolNumber = l.cnic.id, header.IPv4ProtocolNumber
+	local, remote := l.cnic.fullAddress(service4), l.cnic.fullAddress(b.key.remote)
+	l.connector.udp.handlePacket(stack.TransportEndpointID{
+		LocalAddress: local.Addr, LocalPort: local.Port,
+		RemoteAddress: remote.Addr, RemotePort: remote.Port,
+	}, pkt)
+	if n, err := b.Read(buf); string(buf[:n]) != "first" || err != nil {
+		t.Errorf("read %q, %v", buf[:n], err)
+	}
+	if len(conns) != 0 || len(l.connector.udp.pending) != 0 {
+		t.Error("a second flow was begun")
 	}
 }
 
