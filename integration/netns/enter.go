@@ -140,9 +140,20 @@ func identity(file string, id int) []syscall.SysProcIDMap {
 }
 
 // runInside runs the test binary in namespaces, passes signals on (go test
-// asks for stack traces with SIGQUIT), and returns its exit code.
+// asks for stack traces with SIGQUIT), and returns its exit code. Temporary
+// files are made in a directory that goes away even if the tests panic.
 func runInside(mode string) int {
 	cmd := command(mode, stageInside)
+	dir, err := os.MkdirTemp("", "warren-test-")
+	if err == nil {
+		err = os.Chmod(dir, 0o755) // ordinary people's directories lie below it
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "netns: making a temporary directory:", err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	cmd.Env = append(cmd.Env, "TMPDIR="+dir)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
@@ -164,7 +175,7 @@ func runInside(mode string) int {
 			}
 		}
 	}()
-	err := cmd.Wait()
+	err = cmd.Wait()
 	close(over)
 	<-passed
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {

@@ -3,9 +3,11 @@ package netns
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -195,6 +197,39 @@ func TestProcessesRunOnTheirHost(t *testing.T) {
 	attr, _, _ := Ordinary()
 	if out := proc.Must(t, p.left, proc.Spec{Path: id, Args: []string{"-u"}, Attr: attr}); strings.TrimSpace(out) == "0" {
 		t.Error("an ordinary process is root")
+	}
+}
+
+// A test binary that panics in the middle leaves neither files nor processes.
+// This test is its own victim: a re-run of the binary that panics.
+func TestNothingIsLeftAfterAPanic(t *testing.T) {
+	const victim, place = "WARREN_NETNS_VICTIM", "TMPDIR"
+	if os.Getenv(victim) != "" {
+		lab := New(t)
+		dir := Directory(t, "left")
+		proc.Start(t, lab.Host("a"), proc.Spec{Path: require.Tool(t, "sleep", "coreutils"), Args: []string{os.Getenv(victim)}, Dir: dir})
+		panic("on purpose")
+	}
+	Require(t)
+	dir := t.TempDir()
+	// A number of seconds that no other process sleeps marks the orphan.
+	mark := fmt.Sprint(1_000_000 + os.Getpid())
+	out, err := proc.Run(t.Context(), proc.Here{}, proc.Spec{Path: "/proc/self/exe", Args: []string{"-test.run=^" + t.Name() + "$"},
+		Env: []string{envStage + "=", victim + "=" + mark, place + "=" + dir}})
+	if err == nil || !strings.Contains(out, "on purpose") {
+		t.Fatalf("the victim did not panic: %v\n%s", err, out)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("files are left: %v, %v", left, err)
+	}
+	commands, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range commands {
+		if line, _ := os.ReadFile(name); strings.Contains(string(line), mark) {
+			t.Errorf("a process is left: %s", name)
+		}
 	}
 }
 
