@@ -24,6 +24,7 @@ package strict
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -32,8 +33,7 @@ import (
 	"strings"
 )
 
-// MaxFile is the size in bytes above which a file is refused unread. 100,000
-// apps fit.
+// MaxFile is the size in bytes above which a file is refused. 100,000 apps fit.
 const MaxFile = 32 << 20
 
 // Source is one file: the name that problems show, and its text.
@@ -93,7 +93,12 @@ func escapeGlob(path string) string {
 }
 
 func readFile(name string) ([]byte, error) {
-	info, err := os.Stat(name)
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("reading configuration %q: %w", name, cause(err))
+	}
+	defer f.Close()
+	info, err := f.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("reading configuration %q: %w", name, cause(err))
 	}
@@ -103,9 +108,13 @@ func readFile(name string) ([]byte, error) {
 	if info.Size() > MaxFile {
 		return nil, fmt.Errorf("reading configuration %q: it has %d bytes, more than %d", name, info.Size(), MaxFile)
 	}
-	text, err := os.ReadFile(name)
+	// A pipe and a device say that they hold nothing, and may never end.
+	text, err := io.ReadAll(io.LimitReader(f, MaxFile+1))
 	if err != nil {
 		return nil, fmt.Errorf("reading configuration %q: %w", name, cause(err))
+	}
+	if len(text) > MaxFile {
+		return nil, fmt.Errorf("reading configuration %q: it has more than %d bytes", name, MaxFile)
 	}
 	return text, nil
 }

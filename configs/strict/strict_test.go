@@ -1,6 +1,7 @@
 package strict
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -301,6 +302,28 @@ func TestRead(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), part) {
 			t.Errorf("error %v lacks %q", err, part)
 		}
+	}
+}
+
+// TestReadEndless: a device and a pipe say that they hold nothing; what is read
+// from them must end all the same, and a pipe that does end is a config.
+func TestReadEndless(t *testing.T) {
+	_, err := Read("/dev/zero")
+	if err == nil || !strings.Contains(err.Error(), "more than 33554432") {
+		t.Errorf("reading /dev/zero: %v", err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := w.WriteString("version = 1"); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	got, err := Read(fmt.Sprintf("/dev/fd/%d", r.Fd()))
+	if err != nil || len(got) != 1 || string(got[0].Text) != "version = 1" {
+		t.Errorf("reading a pipe: %q, %v", got, err)
 	}
 }
 
