@@ -247,13 +247,20 @@ type site struct {
 // edge knows it as name.
 func (w *world) startSite(name string, key wgtypes.Key, tcp map[string]func(*netstack.TCPRequest)) *site {
 	w.t.Helper()
+	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(w.Edge.tunnel.ListenPort()))
+	return w.startSiteAt(at, name, key, tcp)
+}
+
+// startSiteAt is startSite for a connector that calls the edge at another
+// address.
+func (w *world) startSiteAt(at netip.AddrPort, name string, key wgtypes.Key, tcp map[string]func(*netstack.TCPRequest)) *site {
+	w.t.Helper()
 	s := &site{tcp: tcp}
 	var err error
 	if s.tunnel, err = tunnel.New(tunnel.Config{PrivateKey: key, Listen: netip.MustParseAddrPort("127.0.0.1:0")}); err != nil {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(s.tunnel.Close)
-	at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(w.Edge.tunnel.ListenPort()))
 	if s.peer, err = s.tunnel.AddEdge(tunnel.EdgeConfig{Name: "edge", PublicKey: w.key.PublicKey(), Endpoint: at}); err != nil {
 		w.t.Fatal(err)
 	}

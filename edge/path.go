@@ -76,10 +76,10 @@ func (e *Edge) connect(ctx context.Context, d *balance.Director, pools []string,
 		status = flow.StatusNoEndpoint
 		why    string
 	)
-	for len(tried) < connectTries && ctx.Err() == nil {
+	for try := 0; try < connectTries && ctx.Err() == nil; try++ {
 		pick, reason, ok := d.Pick(pools, func(ep balance.Endpoint) bool { return contains(tried, ep) })
 		if !ok {
-			if len(tried) == 0 {
+			if try == 0 {
 				why = reason
 			}
 			break
@@ -96,8 +96,10 @@ func (e *Edge) connect(ctx context.Context, d *balance.Director, pools []string,
 			return conn, flow.StatusOpen, ""
 		}
 		f.Update(func(r *flow.Record) { r.Connector = connector })
-		tried = append(tried, pick.Endpoint)
 		status, why = failed(ctx, err)
+		if status != flow.StatusNoRoute || connector == "" {
+			tried = append(tried, pick.Endpoint)
+		} // else the connector was lost, not the endpoint: a replica may serve it
 	}
 	return nil, status, why
 }

@@ -273,3 +273,53 @@ func TestUDP(t *testing.T) {
 		t.Errorf("a session to a closed port ended with %d, %q, want 520", l.Status, l.Why)
 	}
 }
+
+// TestLostConnector: a connector that dies without a word, while a flow waits
+// for its endpoint, costs the flow nothing but time where a replica is left.
+func TestLostConnector(t *testing.T) {
+	first, second := newKey(t), newKey(t)
+	w := startWorld(t, network("berlin")+connector("a", "berlin", first, "10.0.0.0/24")+
+		connector("b", "berlin", second, "10.0.0.0/24")+appTo("web", "berlin/10.0.0.10:7")+appTo("only-a", "berlin/10.0.0.10:7"))
+	cut := w.detour()
+	a := w.startSiteAt(cut.at, "a", first, map[string]func(*netstack.TCPRequest){"10.0.0.10:7": echo("a")})
+	b := w.startSite("b", second, map[string]func(*netstack.TCPRequest){"10.0.0.10:7": echo("b")})
+	b.tunnel.SetDraining(true) // so that the flow goes to a
+	await(t, "the drain of b", func() bool { return w.connectorState("b") == client.ConnectorDraining })
+	cut.close()
+	type answer struct {
+		text string
+		err  error
+	}
+	got := make(chan answer, 1)
+	address := w.port("web", "tcp")
+	go func() {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			got <- answer{"", err}
+			return
+		}
+		defer conn.Close()
+		_ = conn.(*net.TCPConn).CloseWrite()
+		text, err := io.ReadAll(conn)
+		got <- answer{string(text), err}
+	}()
+	await(t, "the flow to be on its way through a", func() bool { return w.observer.Table.Len() == 1 })
+	b.tunnel.SetDraining(false)
+	if r := <-got; r.text != "b\n" || r.err != nil {
+		t.Errorf("the client read %q, %v, want what b says", r.text, r.err)
+	}
+	if l := w.flows("web", 1)[0]; l.Status != 200 || l.Connector != "b" {
+		t.Errorf("flow log: %+v", l)
+	}
+	if n := a.asked("10.0.0.10:7"); n > 0 {
+		t.Errorf("the connector that was cut off was asked %d times", n)
+	}
+	b.tunnel.Close()
+	await(t, "the end of b", func() bool { return w.connectorState("b") == client.ConnectorDown })
+	if got, _ := w.converse("only-a", ""); got != "" {
+		t.Errorf("without a connector the app said %q", got)
+	}
+	if l := w.flows("only-a", 1)[0]; l.Status != 523 {
+		t.Errorf("without a connector: %+v", l)
+	}
+}

@@ -219,17 +219,32 @@ func (n *Network) leastLoaded(replicas []*Peer) *Peer {
 }
 
 // Dial opens a flow to dst through a connector and says through which. Its
-// errors wrap those of netx: ErrNoRoute where no live connector serves dst.
+// errors wrap those of netx: ErrNoRoute where no live connector serves dst
+// (the Peer is nil then), or where the connector dies before the far end has
+// answered (another may serve it).
 func (n *Network) Dial(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, *Peer, error) {
 	p := n.Pick(dst.Addr())
 	if p == nil {
 		return nil, nil, fmt.Errorf("dialling %q in network %q: %w", dst, n.name, netx.ErrNoRoute)
 	}
-	conn, err := p.nic.DialContext(ctx, network, dst)
+	conn, err := p.dial(ctx, network, dst)
 	if err != nil {
 		return nil, p, fmt.Errorf("dialling %q in network %q through %q: %w", dst, n.name, p.name, err)
 	}
 	return conn, p, nil
+}
+
+// dial opens a flow through p, and gives up when p dies: SYNs that nobody
+// hears would be sent again until ctx's time is over.
+func (p *Peer) dial(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error) {
+	here := p.here.Load()
+	if here == nil || here.Err() != nil { // it has just come: watch does not know yet
+		return p.nic.DialContext(ctx, network, dst)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(here, func() { cancel(errLost) })()
+	return p.nic.DialContext(ctx, network, dst)
 }
 
 // Close removes the network's connectors and its stack; flows are aborted.

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"context"
 	"encoding/hex"
 	"fmt"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/warrenmesh/warren/netstack"
 	"github.com/warrenmesh/warren/netstack/link"
+	"github.com/warrenmesh/warren/netstack/netx"
 	"github.com/warrenmesh/warren/netstack/shim"
 )
 
@@ -45,6 +47,10 @@ type Peer struct {
 	drainNews atomic.Bool // news for watch
 	moved     atomic.Bool // news for watch: the endpoint changed
 
+	// here ends, with errLost, when the peer dies; dials wait on it. Only
+	// watch replaces it; nil before the peer first came up.
+	here atomic.Pointer[presence]
+
 	mu   sync.Mutex
 	life life
 	mtu  pathMTU
@@ -53,6 +59,21 @@ type Peer struct {
 
 	removeOnce sync.Once
 }
+
+// presence is a peer's time from coming up to its death.
+type presence struct {
+	context.Context
+	end context.CancelCauseFunc
+}
+
+func newPresence() *presence {
+	p := new(presence)
+	p.Context, p.end = context.WithCancelCause(context.Background())
+	return p
+}
+
+// errLost is why a dial ends whose connector died under it.
+var errLost = fmt.Errorf("the connector fell silent: %w", netx.ErrNoRoute)
 
 // PeerState is what is known of a peer at a moment.
 type PeerState struct {

@@ -93,8 +93,12 @@ func (p *Peer) apply(d deed) {
 	if d.down {
 		p.open.Store(false)
 		p.link.SetOpen(false)
+		if here := p.here.Load(); here != nil {
+			here.end(errLost)
+		}
 	}
 	if d.up {
+		p.here.Store(newPresence())
 		p.open.Store(true)
 		p.link.SetOpen(true)
 	}
