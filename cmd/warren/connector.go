@@ -73,7 +73,7 @@ private key can be read and whether the names of edges and aliases resolve.`,
 		if err := cfg.Locate(connector.Check(c.Context(), cfg.Spec, net.DefaultResolver)); err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(p.stdout, "%s: good: %d edges, %d aliases\n", list(paths), len(cfg.Spec.Edges), len(cfg.Spec.Origin.Aliases))
+		_, err = fmt.Fprintf(p.stdout, "%s: good: %s, %s\n", list(paths), plural(len(cfg.Spec.Edges), "edge", "edges"), plural(len(cfg.Spec.Origin.Aliases), "alias", "aliases"))
 		return err
 	}
 	return c

@@ -121,8 +121,9 @@ ports to be had, are files there and closed to others.`,
 				return err
 			}
 		}
-		_, err = fmt.Fprintf(p.stdout, "%s: good: %d networks, %d connectors, %d apps, %d pools\n",
-			list(paths), len(cfg.Networks), len(cfg.Connectors), len(cfg.Apps), len(cfg.Pools))
+		_, err = fmt.Fprintf(p.stdout, "%s: good: %s\n", list(paths), list([]string{
+			plural(len(cfg.Networks), "network", "networks"), plural(len(cfg.Connectors), "connector", "connectors"), plural(len(cfg.Apps), "app", "apps"), plural(len(cfg.Pools), "pool", "pools"),
+		}))
 		return err
 	}
 	return c
@@ -179,10 +180,10 @@ restart.`,
 			return p.printJSON(r)
 		}
 		if !r.Draining {
-			fmt.Fprintf(p.stdout, "the edge accepts new flows; %d are open\n", r.ActiveFlows)
+			fmt.Fprintf(p.stdout, "the edge accepts new flows; open: %d\n", r.ActiveFlows)
 			return nil
 		}
-		fmt.Fprintf(p.stdout, "the edge drains; %d flows are open (this %s)\n", r.ActiveFlows, r.Note)
+		fmt.Fprintf(p.stdout, "the edge drains, which %s; open flows: %d\n", r.Note, r.ActiveFlows)
 		return nil
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/warrenmesh/warren/configs/strict"
 	"github.com/warrenmesh/warren/edge/admin/client"
@@ -67,7 +68,12 @@ func (p *program) complain(err error) {
 		fmt.Fprintln(p.stderr, problems)
 		return
 	}
-	fmt.Fprintf(p.stderr, "warren: %v\n", err)
+	for line := range strings.Lines(err.Error()) { // several errors are one each
+		if !strings.HasPrefix(line, " ") {
+			line = "warren: " + line
+		}
+		fmt.Fprintln(p.stderr, strings.TrimRight(line, "\n"))
+	}
 	var usage *usageError
 	if errors.As(err, &usage) {
 		fmt.Fprintf(p.stderr, "warren: run `%s --help` for its usage\n", usage.command)
