@@ -167,8 +167,8 @@ func TestReassemblyExpires(t *testing.T) {
 // naive is the oracle: a datagram as a byte array and a mark for each byte.
 // Anything odd spoils it, as the reassembler promises.
 type naive struct {
-	data  [65536]byte
-	mark  [65536]bool
+	data  [9 << 10]byte
+	mark  [9 << 10]bool
 	first map[int]int // offset → length of the fragments that were taken
 	last  int         // offset of the last fragment, -1 if it has not come
 	total int
