@@ -71,7 +71,7 @@ func isICMPError(protocol tcpip.NetworkProtocolNumber, b []byte) bool {
 		}
 		return true
 	}
-	if len(b) <= header.IPv6MinimumSize || header.IPv6(b).TransportProtocol() != header.ICMPv6ProtocolNumber {
+	if len(b) <= header.IPv6MinimumSize || header.IPv6(b).NextHeader() != uint8(header.ICMPv6ProtocolNumber) {
 		return false
 	}
 	return b[header.IPv6MinimumSize] < 128 // RFC 4443 section 2.1: errors have the high bit clear

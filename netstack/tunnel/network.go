@@ -200,22 +200,29 @@ func (n *Network) Pick(dst netip.Addr) *Peer {
 	return nil
 }
 
+// leastLoaded prefers peers that answer: one that has missed an echo may be
+// dying, and a flow given to it would wait to find out.
 func (n *Network) leastLoaded(replicas []*Peer) *Peer {
-	var (
-		best  *Peer
-		least int
-	)
+	var best *Peer
 	start := int(n.turn.Add(1) % uint32(max(1, len(replicas))))
 	for i := range replicas {
 		p := replicas[(start+i)%len(replicas)]
 		if p.Draining() || !p.open.Load() {
 			continue
 		}
-		if flows := p.Flows(); best == nil || flows < least {
-			best, least = p, flows
+		if best == nil || p.better(best) {
+			best = p
 		}
 	}
 	return best
+}
+
+// better reports whether a new flow should rather go through p than through q.
+func (p *Peer) better(q *Peer) bool {
+	if ps, qs := p.suspect.Load(), q.suspect.Load(); ps != qs {
+		return qs
+	}
+	return p.Flows() < q.Flows()
 }
 
 // Dial opens a flow to dst through a connector and says through which. Its

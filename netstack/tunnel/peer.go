@@ -40,6 +40,7 @@ type Peer struct {
 	heardAt   atomic.Int64 // nanoseconds since tunnel.started, 0: never
 	rxBytes   atomic.Uint64
 	open      atomic.Bool // the link is open
+	suspect   atomic.Bool // the last echo was missed
 	boot      atomic.Uint64
 	draining  atomic.Bool // the other end takes no new flows
 	left      atomic.Bool // the other end said farewell

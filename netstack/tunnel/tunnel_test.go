@@ -353,6 +353,13 @@ func TestReplicasShareAndADeadOneIsLeftOut(t *testing.T) {
 	two.SetDraining(false)
 	e.await(t, "b2 is back", func() bool { return !p2.Draining() })
 
+	for range 6 {
+		p1.suspect.Store(true) // watch may say otherwise at any moment
+		if p := n.Pick(netip.MustParseAddr("10.0.0.10")); p != p2 {
+			t.Errorf("a new flow would go to %s, which misses echoes", p.Name())
+		}
+	}
+
 	one.Close() // says farewell
 	e.await(t, "b1 leaves", func() bool { return !p1.Alive() })
 	for range 6 {

@@ -73,6 +73,7 @@ func (p *Peer) tick(s *pass) {
 	}
 	mtu := p.mtu.working
 	drained := p.drainNews.Swap(false)
+	p.suspect.Store(p.life.misses > 0)
 	p.mu.Unlock()
 
 	if mtu > 0 && int(p.link.MTU()) != mtu {
