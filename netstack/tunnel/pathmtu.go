@@ -24,7 +24,7 @@ const (
 const (
 	mtuProbeEvery  = time.Second      // between two probes of a size in question
 	mtuProbeTries  = 3                // unanswered probes before a size is given up
-	mtuVerifyEvery = 15 * time.Second // how often a size that works is tried again
+	mtuVerifyEvery = 5 * time.Second  // how often a size that works is tried again
 	mtuClimbEvery  = 10 * time.Minute // how often a larger size is tried
 )
 

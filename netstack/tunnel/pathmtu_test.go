@@ -71,8 +71,8 @@ func TestPathMTUIsQuietWhenSettled(t *testing.T) {
 	now := time.Unix(1000, 0)
 	m.restart(now, 1400)
 	probePath(&m, &now, time.Minute, 1400)
-	if n := probePath(&m, &now, 10*time.Minute, 1400); n > 45 {
-		t.Errorf("%d probes in 10 minutes of a settled path, want about 40", n)
+	if n := probePath(&m, &now, 10*time.Minute, 1400); n > 125 {
+		t.Errorf("%d probes in 10 minutes of a settled path, want about 120", n)
 	}
 }
 

@@ -48,6 +48,8 @@ type Peer struct {
 	drainNews atomic.Bool // news for watch
 	moved     atomic.Bool // news for watch: the endpoint changed
 
+	greeted time.Time // the handshake that greetSilent answered; watch's own
+
 	// here ends, with errLost, when the peer dies; dials wait on it. Only
 	// watch replaces it; nil before the peer first came up.
 	here atomic.Pointer[presence]

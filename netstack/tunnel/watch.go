@@ -9,22 +9,46 @@ import (
 // which costs a few nanoseconds unless something is due.
 const watchEvery = 50 * time.Millisecond
 
+// greetEvery is how often the edge looks for handshakes of peers that have
+// sent nothing since. Our connectors echo at once; a WireGuard router of
+// another make may only send keepalives, which carry no packet, and wait.
+const greetEvery = 2 * time.Second
+
 // watch runs the peers' lives until ctx ends. Everything about peers that
 // takes locks of stacks or of the device happens here and never in the
 // device's Read or Write.
 func (t *Tunnel) watch(ctx context.Context) {
 	ticker := time.NewTicker(watchEvery)
 	defer ticker.Stop()
+	greet := time.NewTicker(greetEvery)
+	defer greet.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-greet.C:
+			t.greetSilent()
+			continue
 		case <-ticker.C:
 		case <-t.wake:
 		}
 		pass := pass{t: t, now: time.Now()}
 		for _, p := range t.allPeers() {
 			p.tick(&pass)
+		}
+	}
+}
+
+// greetSilent sends an echo to each peer that has shaken hands since we last
+// looked and is not alive.
+func (t *Tunnel) greetSilent() {
+	for _, p := range t.allPeers() {
+		if p.initiate || p.open.Load() {
+			continue
+		}
+		if shaken := t.deviceState()[p.key].handshake; !shaken.Equal(p.greeted) {
+			p.greeted = shaken
+			p.sendEcho(echoIDLiveness, 0)
 		}
 	}
 }
