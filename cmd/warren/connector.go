@@ -31,7 +31,7 @@ have, or after the config's drain time; a second signal ends it at once.`,
 	}
 	flags.configFlag(c, "connector")
 	flags.logFlag(c)
-	runs(c, func(ctx context.Context, s *signals) error {
+	runs(c, false, func(ctx context.Context, s *signals) error {
 		paths, err := flags.paths(c, "connector")
 		if err != nil {
 			return err

@@ -58,10 +58,11 @@ func (f *daemonFlags) newLog(c *cobra.Command, p *program, level slog.Level) (*s
 	return nil, wrongUsage(c, "choosing the log's format: %q is neither text nor json", format)
 }
 
-// runs makes c the command that runs a daemon until a signal ends it.
-func runs(c *cobra.Command, daemon func(context.Context, *signals) error) {
+// runs makes c the command that runs a daemon until a signal ends it; reloads
+// tells whether SIGHUP means something to it.
+func runs(c *cobra.Command, reloads bool, daemon func(context.Context, *signals) error) {
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		s := catchSignals(c.Context())
+		s := catchSignals(c.Context(), reloads)
 		defer s.stop()
 		return daemon(s.ctx, s)
 	}

@@ -35,7 +35,7 @@ config again; one with problems changes nothing.`,
 	}
 	flags.configFlag(c, "edge")
 	flags.logFlag(c)
-	runs(c, func(ctx context.Context, s *signals) error {
+	runs(c, true, func(ctx context.Context, s *signals) error {
 		paths, err := flags.paths(c, "edge")
 		if err != nil {
 			return err

@@ -15,7 +15,8 @@ import (
 //
 //	first SIGTERM or SIGINT → ctx ends: drain
 //	second                  → force is closed: stop now
-//	SIGHUP                  → a value on reload
+//	SIGHUP                  → a value on reload; as SIGTERM where nothing can
+//	                          be reloaded: the terminal has gone
 type signals struct {
 	ctx    context.Context
 	force  chan struct{}
@@ -26,8 +27,9 @@ type signals struct {
 	quit   context.CancelFunc
 }
 
-// catchSignals starts to listen; stop ends it.
-func catchSignals(parent context.Context) *signals {
+// catchSignals starts to listen; stop ends it. reloads tells that the daemon
+// takes from reload.
+func catchSignals(parent context.Context, reloads bool) *signals {
 	running, quit := context.WithCancel(parent)
 	ctx, drain := context.WithCancel(running)
 	s := &signals{
@@ -35,7 +37,10 @@ func catchSignals(parent context.Context) *signals {
 		force: make(chan struct{}), reload: make(chan struct{}, 1),
 		caught: make(chan os.Signal, 4),
 	}
-	signal.Notify(s.caught, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	signal.Notify(s.caught, syscall.SIGTERM, syscall.SIGINT)
+	if reloads || !signal.Ignored(syscall.SIGHUP) { // nohup(1) means what it says
+		signal.Notify(s.caught, syscall.SIGHUP)
+	}
 	s.done.Go(func() {
 		defer drain()
 		asked := 0
@@ -44,7 +49,7 @@ func catchSignals(parent context.Context) *signals {
 			case <-running.Done():
 				return
 			case sig := <-s.caught:
-				if sig == syscall.SIGHUP {
+				if sig == syscall.SIGHUP && reloads {
 					s.askReload()
 					continue
 				}
