@@ -19,7 +19,7 @@ import (
 )
 
 // TCPConn is one TCP connection of a Stack. It is a net.Conn, and a
-// netx.HalfCloser, Aborter and ReadWaiter. It holds no buffer of its own:
+// netx.HalfCloser, Aborter, ReadWaiter and FailureReporter. It holds no buffer of its own:
 // bytes are copied once, between the caller's slice and gVisor's segments.
 //
 // A reset from the peer reads as syscall.ECONNRESET, on every later call too.
@@ -48,7 +48,9 @@ var (
 	_ netx.HalfCloser = (*TCPConn)(nil)
 	_ netx.Aborter    = (*TCPConn)(nil)
 	_ netx.ReadWaiter = (*TCPConn)(nil)
-	_ endpoint        = (*TCPConn)(nil)
+
+	_ netx.FailureReporter = (*TCPConn)(nil)
+	_ endpoint             = (*TCPConn)(nil)
 )
 
 // newTCPConn wraps an endpoint whose events are notified to wq. The caller
@@ -206,6 +208,14 @@ func (c *TCPConn) failure(e tcpip.Error) error {
 		}
 	}
 	return c.failed
+}
+
+// Failure implements netx.FailureReporter.
+func (c *TCPConn) Failure() error {
+	if c.closed.Load() {
+		return nil
+	}
+	return c.failure(nil)
 }
 
 // CloseWrite sends the FIN once what was written is sent; reading goes on.

@@ -292,6 +292,36 @@ func TestResetSeenByWriterFirst(t *testing.T) {
 	}
 }
 
+// The relay asks a conn that it does not read: a reset must show, an orderly
+// end and the owner's own Close must not.
+func TestFailureShowsWithoutReading(t *testing.T) {
+	l := newLab(t)
+	a, b := l.pair(t, service4)
+	if err := b.Failure(); err != nil {
+		t.Errorf("Failure of a live conn: %v", err)
+	}
+	a.Abort()
+	if err := b.WaitReadable(); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Failure(); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("Failure after a reset: %v", err)
+	}
+	if err := a.Failure(); err != nil {
+		t.Errorf("Failure after one's own Abort: %v", err)
+	}
+	c, d := l.pair(t, service4)
+	if err := c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Read(make([]byte, 1)); err != io.EOF {
+		t.Fatalf("read after CloseWrite: %v", err)
+	}
+	if err := d.Failure(); err != nil {
+		t.Errorf("Failure after an orderly end: %v", err)
+	}
+}
+
 func TestCloseWakesBlocked(t *testing.T) {
 	var once sync.Once
 	l := newLab(t)
