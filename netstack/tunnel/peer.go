@@ -48,7 +48,10 @@ type Peer struct {
 	drainNews atomic.Bool // news for watch
 	moved     atomic.Bool // news for watch: the endpoint changed
 
-	greeted time.Time // the handshake that greetSilent answered; watch's own
+	// Watch's own.
+	greeted time.Time // the handshake that greetSilent answered
+	forgot  bool      // renewHandshake forgot the session, and there is no other yet
+	shaken  time.Time // the handshake of the session that was forgotten
 
 	// here ends, with errLost, when the peer dies; dials wait on it. Only
 	// watch replaces it; nil before the peer first came up.
@@ -249,9 +252,37 @@ func (p *Peer) SetEndpoint(endpoint netip.AddrPort) error {
 // renewHandshake forgets the session, so that the next packet begins a new
 // handshake at once; wireguard-go alone would wait up to five seconds.
 func (p *Peer) renewHandshake() {
+	if !p.forgot {
+		p.forgot, p.shaken = true, p.lastHandshake()
+	}
 	if wg := p.tunnel.device.LookupPeer([32]byte(p.key)); wg != nil {
 		wg.ExpireCurrentKeypairs()
 	}
+}
+
+// lastHandshake asks the device when the newest session began.
+func (p *Peer) lastHandshake() time.Time {
+	p.tunnel.forgetDeviceState()
+	return p.tunnel.deviceState()[p.key].handshake
+}
+
+// heardAnew is lastHeard, without what came in a session that renewHandshake
+// forgot: such a packet can still be read, but not be answered. An edge that
+// stood still for a while answers the echoes of that session first, and to
+// call it alive for them would be to stop calling it, with no session to send
+// in.
+func (p *Peer) heardAnew() time.Time {
+	heard := p.lastHeard()
+	if !p.forgot {
+		return heard
+	}
+	p.mu.Lock()
+	since := p.life.since
+	p.mu.Unlock()
+	if heard.After(since) && p.lastHandshake().Equal(p.shaken) {
+		return time.Time{}
+	}
+	return heard
 }
 
 // ceiling is the largest inner packet that the local route to the peer takes.

@@ -85,9 +85,10 @@ func (p *Peer) tick(s *pass) {
 	if p.rebooted.Swap(false) {
 		p.nic.AbortFlows(allFlows)
 	}
+	heard := p.heardAnew()
 	p.mu.Lock()
 	left := p.left.Load()
-	d := p.life.step(now, p.lastHeard(), left, p.initiate)
+	d := p.life.step(now, heard, left, p.initiate)
 	if d.up || p.moved.Swap(false) && p.life.alive {
 		p.mtu.restart(now, s.ceiling(p))
 	}
@@ -123,6 +124,7 @@ func (p *Peer) apply(d deed) {
 		}
 	}
 	if d.up {
+		p.forgot = false
 		p.here.Store(newPresence())
 		p.open.Store(true)
 		p.link.SetOpen(true)
