@@ -64,7 +64,7 @@ type Spec struct {
 	// Grace is how long a drain waits for live flows. Default 30 s; negative
 	// waits for none.
 	Grace time.Duration
-	// MetricsListen is the TCP address of /metrics, /healthz and /ready, a
+	// MetricsListen is the TCP address of /metrics, /healthz and /readyz, a
 	// host:port. Default: off.
 	MetricsListen string
 }

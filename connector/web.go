@@ -17,7 +17,7 @@ import (
 // webTimeout bounds reading a request and writing its answer.
 const webTimeout = 10 * time.Second
 
-// web is the HTTP server of /metrics, /healthz and /ready.
+// web is the HTTP server of /metrics, /healthz and /readyz.
 type web struct {
 	server *http.Server
 	served sync.WaitGroup
@@ -62,15 +62,15 @@ func (w *web) close() {
 	w.served.Wait()
 }
 
-// Handler answers /metrics; /healthz, 200 while the process lives; and /ready
-// (or /readyz), 200 while an edge is joined and new flows are taken, else 503.
+// Handler answers /metrics; /healthz, 200 while the process lives; and
+// /readyz, 200 while an edge is joined and new flows are taken, else 503.
 func (c *Connector) Handler() http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(c, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
-	ready := func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		switch s := c.Status(); {
 		case s.Ready():
 			_, _ = io.WriteString(w, "ready\n")
@@ -79,9 +79,7 @@ func (c *Connector) Handler() http.Handler {
 		default:
 			http.Error(w, "no edge is joined", http.StatusServiceUnavailable)
 		}
-	}
-	mux.HandleFunc("GET /ready", ready)
-	mux.HandleFunc("GET /readyz", ready)
+	})
 	return mux
 }
 

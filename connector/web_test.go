@@ -29,10 +29,8 @@ func TestHealth(t *testing.T) {
 			if code, _ := get(t, h, "/healthz"); code != 200 {
 				t.Errorf("%s: /healthz gives %d", when, code)
 			}
-			for _, path := range []string{"/ready", "/readyz"} {
-				if code, body := get(t, h, path); code != ready || !strings.Contains(body, says) {
-					t.Errorf("%s: %s gives %d %q", when, path, code, body)
-				}
+			if code, body := get(t, h, "/readyz"); code != ready || !strings.Contains(body, says) {
+				t.Errorf("%s: /readyz gives %d %q", when, code, body)
 			}
 		}
 		check("before an edge answers", 503, "no edge is joined")

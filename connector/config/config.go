@@ -121,7 +121,7 @@ type limitsTable struct {
 
 // metricsTable is [metrics].
 type metricsTable struct {
-	// Listen is the TCP address of /metrics, /healthz and /ready. Default: "",
+	// Listen is the TCP address of /metrics, /healthz and /readyz. Default: "",
 	// off.
 	Listen string `toml:"listen"`
 }
