@@ -146,7 +146,7 @@ func runInside(mode string) int {
 	cmd := command(mode, stageInside)
 	dir, err := os.MkdirTemp("", "warren-test-")
 	if err == nil {
-		err = os.Chmod(dir, 0o755) // ordinary people's directories lie below it
+		err = os.Chmod(dir, 0o777|os.ModeSticky) // as /tmp: ordinary people make files in it too
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "netns: making a temporary directory:", err)
