@@ -46,6 +46,8 @@ type outbox struct {
 	wake   chan struct{} // capacity 1: there may be something to read
 	closed chan struct{}
 
+	expireAt time.Time // read's own: when to look for lost credit; zero: nobody waits for any
+
 	mu       sync.Mutex
 	turn     []*lane // lanes with packets and credit, the next first
 	parked   []*lane // lanes with packets that wait for credit
@@ -167,20 +169,35 @@ func (o *outbox) read(bufs [][]byte, sizes []int, offset int) (int, error) {
 		default:
 		}
 		n, starved := o.fill(bufs, sizes, offset)
+		expiry := o.expireDue(starved)
 		if n > 0 {
 			return n, nil
-		}
-		var expiry <-chan time.Time
-		if starved {
-			expiry = time.After(creditExpiry)
 		}
 		select {
 		case <-o.wake:
 		case <-expiry:
-			o.expire(time.Now())
 		case <-o.closed:
 		}
 	}
+}
+
+// expireDue expires lost credit once packets have waited for some for
+// creditExpiry, whatever else was read meanwhile. It returns when to call it
+// again, nil where nobody waits.
+func (o *outbox) expireDue(starved bool) <-chan time.Time {
+	if !starved {
+		o.expireAt = time.Time{}
+		return nil
+	}
+	now := time.Now()
+	switch {
+	case o.expireAt.IsZero():
+		o.expireAt = now.Add(creditExpiry)
+	case !now.Before(o.expireAt):
+		o.expire(now)
+		o.expireAt = now.Add(creditExpiry)
+	}
+	return time.After(o.expireAt.Sub(now))
 }
 
 // fill reads what there is, without waiting. starved reports that packets wait

@@ -168,6 +168,29 @@ func TestLostCreditExpires(t *testing.T) {
 	})
 }
 
+// TestLostCreditExpiresBesideOtherTraffic: echoes and other peers' packets,
+// which come at all times, do not put the expiry off.
+func TestLostCreditExpiresBesideOtherTraffic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newTestOutbox(t)
+		s := &supply{left: 2 * maxInFlightPeer, size: 300}
+		o.ready(o.add(s, echoB))
+		p := newPump(maxInFlightPeer)
+		for s.read < maxInFlightPeer {
+			p.read(t, o)
+		}
+		begin := time.Now()
+		for s.read == maxInFlightPeer && time.Since(begin) < 10*creditExpiry {
+			o.control([]byte("echo"))
+			p.read(t, o)
+			time.Sleep(creditExpiry / 4)
+		}
+		if waited := time.Since(begin); s.read == maxInFlightPeer || waited > 2*creditExpiry {
+			t.Errorf("%d packets after %v, want more than %d within %v", s.read, waited, maxInFlightPeer, 2*creditExpiry)
+		}
+	})
+}
+
 func TestEchoesGoFirstAndAreBounded(t *testing.T) {
 	o := newTestOutbox(t)
 	o.ready(o.add(&supply{left: 3, size: 100}, echoB))
