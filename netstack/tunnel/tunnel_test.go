@@ -434,6 +434,8 @@ func TestPathMTUIsProbed(t *testing.T) {
 		t.Errorf("MTU of the link = %d, want 1400", mtu)
 	}
 	e.await(t, "a round trip is measured", func() bool { return p.State().RTT > 0 })
+	// The device counts a datagram behind its send, and its answer is kept for a while.
+	e.await(t, "what was sent is counted", func() bool { return p.State().TxBytes > 0 })
 	s := p.State()
 	if !s.Endpoint.IsValid() || s.LastHandshake.IsZero() || s.RxBytes == 0 || s.TxBytes == 0 || s.BootID != c.boot {
 		t.Errorf("state %+v", s)
