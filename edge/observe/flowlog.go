@@ -222,7 +222,7 @@ func (l *FlowLog) flush(lines uint64) {
 	if l.torn {
 		// End the broken line, so that the next one can be read.
 		if _, err := l.file.Write([]byte{'\n'}); err != nil {
-			l.writeFailed.Add(lines)
+			l.lose(lines, err)
 			return
 		}
 		l.torn = false
@@ -236,8 +236,14 @@ func (l *FlowLog) flush(lines uint64) {
 		return
 	}
 	written := l.buf.Bytes()[:n]
-	l.writeFailed.Add(lines - uint64(bytes.Count(written, []byte{'\n'})))
 	l.torn = n > 0 && written[n-1] != '\n'
+	l.lose(lines-uint64(bytes.Count(written, []byte{'\n'})), err)
+}
+
+// lose counts lines that could not be written, and says so once for each spell
+// of trouble.
+func (l *FlowLog) lose(lines uint64, err error) {
+	l.writeFailed.Add(lines)
 	if !l.failing {
 		l.failing = true
 		l.log.Error("flow log cannot be written; lines are lost until it can", "err", err)

@@ -306,6 +306,26 @@ func TestFlowLogGoesOnAfterATornLine(t *testing.T) {
 	}
 }
 
+// TestFlowLogSaysThatATornFileCannotBeWritten: a disk that was full before
+// the start is told of too.
+func TestFlowLogSaysThatATornFileCannotBeWritten(t *testing.T) {
+	var daemon bytes.Buffer
+	disk := &filling{}
+	l := &FlowLog{log: slog.New(slog.NewTextHandler(&daemon, nil)), file: disk, torn: true}
+	l.handler = slog.NewJSONHandler(&l.buf, nil)
+	for range 2 {
+		l.flush(1)
+	}
+	if n := strings.Count(daemon.String(), "flow log cannot be written"); n != 1 || l.writeFailed.Load() != 2 {
+		t.Errorf("the daemon's log says it %d times, want once; %d lines lost, want 2:\n%s", n, l.writeFailed.Load(), daemon.String())
+	}
+	disk.room = 1 << 20
+	l.flush(1)
+	if !strings.Contains(daemon.String(), "being written again") || !strings.HasPrefix(disk.bytes.String(), "\n") {
+		t.Errorf("it is not written again: %q, %q", daemon.String(), disk.bytes.String())
+	}
+}
+
 func TestFlowLogGoesOnAfterACrash(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "flows.log")
 	if err := os.WriteFile(path, []byte(`{"id":1}`+"\n"+`{"id":2,"app`), 0o640); err != nil {
