@@ -140,7 +140,7 @@ func port(n int) string {
 // TestMetrics looks for the metrics of DESIGN §9 after one flow, and for
 // nothing that an app of before has left.
 func TestMetrics(t *testing.T) {
-	w, _ := served(t, time.Second)
+	w := served(t, time.Second)
 	if got, err := w.converse("web", "hello"); got != "berlin\nhello" || err != nil {
 		t.Fatalf("%q, %v", got, err)
 	}
@@ -148,7 +148,7 @@ func TestMetrics(t *testing.T) {
 	status, text := w.get("/metrics")
 	for _, want := range []string{
 		`warren_build_info{`, `warren_flows_total{app="web",status="200"} 1`, `warren_flow_bytes_total{app="web",direction="in"} 5`,
-		`warren_flow_bytes_total{app="web",direction="out"} 12`, `warren_active_flows{app="web"} 0`, `warren_connect_seconds_count`,
+		`warren_flow_bytes_total{app="web",direction="out"} 12`, `warren_active_flows{app="web"} 0`, `warren_connect_seconds_count{app="web"} 1`,
 		`warren_connector_up{connector="berlin-1",network="berlin"} 1`, `warren_tunnel_rtt_seconds{`,
 		`warren_drops_total{where="relay",why="datagram_too_big"} 0`, `warren_drops_total{where="relay",why="no_buffer"} 0`,
 	} {
@@ -206,7 +206,7 @@ func TestDNS(t *testing.T) {
 
 // TestFlowLogRotates: after a rename, reopening goes on in a new file.
 func TestFlowLogRotates(t *testing.T) {
-	w, _ := served(t, time.Second)
+	w := served(t, time.Second)
 	if _, err := w.converse("web", "one"); err != nil {
 		t.Fatal(err)
 	}

@@ -49,7 +49,8 @@ type world struct {
 	err   error // of Run; read after ended
 
 	mu     sync.Mutex
-	tables string // the shared tables of the config
+	head   string // the tables of the machine
+	tables string // the shared tables
 }
 
 // head is the part of the config that speaks of the machine.
@@ -75,7 +76,7 @@ listen = ["127.0.0.1:0"]
 func newWorld(t *testing.T, tables string) *world {
 	t.Helper()
 	w := &world{
-		t: t, dir: t.TempDir(), key: newKey(t), log: newJournal(t), tables: tables,
+		t: t, dir: t.TempDir(), key: newKey(t), log: newJournal(t), head: head, tables: tables,
 		force: make(chan struct{}), ended: make(chan struct{}),
 	}
 	if err := os.WriteFile(filepath.Join(w.dir, "edge.key"), []byte(w.key.String()), 0o600); err != nil {
@@ -124,7 +125,18 @@ func noEnv(string) string { return "" }
 func (w *world) load() (*config.Config, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return config.Parse(noEnv, strict.Source{Name: filepath.Join(w.dir, "edge.toml"), Text: []byte(head + w.tables)})
+	return config.Parse(noEnv, strict.Source{Name: filepath.Join(w.dir, "edge.toml"), Text: []byte(w.head + w.tables)})
+}
+
+// replace changes a text of the machine's tables for the next reload.
+func (w *world) replace(from, to string) {
+	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !strings.Contains(w.head, from) {
+		w.t.Fatalf("%q is not in the config", from)
+	}
+	w.head = strings.Replace(w.head, from, to, 1)
 }
 
 // write changes the shared tables that the next reload reads.

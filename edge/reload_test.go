@@ -152,7 +152,9 @@ func TestReloadRefused(t *testing.T) {
 	_, port, _ := net.SplitHostPort(taken.Addr().String())
 	more := network("tokyo") + connector("tokyo-1", "tokyo", other, "10.0.0.0/24") + appTo("more", "tokyo/10.0.0.10:7")
 
+	const dns = `listen = ["127.0.0.1:0"]`
 	for _, tc := range []struct{ name, tables, why string }{
+		{"a DNS port that is taken, beside much that is new", base + more + "[[zone]]\nname = \"example.com\"\nnameservers = [\"ns1.example.com\"]\n", "listening for DNS"},
 		{"a name that dangles", base + appTo("more", "tokyo/10.0.0.10:7"), "no such network"},
 		{"a port that is taken, beside much that is new", base + more +
 			"[[app]]\nname = \"taken\"\nlisten = [\"tcp/" + port + "\"]\norigin = \"berlin/10.0.0.10:7\"\n", "in use by"},
@@ -163,6 +165,10 @@ func TestReloadRefused(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			before := w.Networks()
 			w.write(tc.tables)
+			if strings.Contains(tc.tables, "[[zone]]") {
+				w.replace(dns, `listen = ["`+taken.Addr().String()+`"]`)
+				defer w.replace(`listen = ["`+taken.Addr().String()+`"]`, dns)
+			}
 			if _, err := w.admin.Reload(t.Context()); !refused(err, tc.why) {
 				t.Errorf("reloading: %v, want a refusal with %q", err, tc.why)
 			}
@@ -172,6 +178,9 @@ func TestReloadRefused(t *testing.T) {
 			}
 			if after := w.Networks(); len(after) != len(before) || !slices.Equal(after[0].Connectors, before[0].Connectors) || after[0].ConnectorsUp != 1 {
 				t.Errorf("networks: %+v, before %+v", after, before)
+			}
+			if w.network("tokyo") != nil || len(w.nets.connectors()) != 1 {
+				t.Errorf("in the tunnel: %v, %d connectors", w.network("tokyo"), len(w.nets.connectors()))
 			}
 			if len(w.ingress.Listening()) != 1 {
 				t.Errorf("listening: %+v", w.ingress.Listening())

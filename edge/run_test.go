@@ -93,7 +93,7 @@ func (w *world) runText(text string, ready func(*Edge)) error {
 
 // TestOneEdgeAStateDirectory: a second one is refused, and disturbs nothing.
 func TestOneEdgeAStateDirectory(t *testing.T) {
-	w, _ := served(t, 0)
+	w := served(t, 0)
 	err := w.runText(head, func(*Edge) { t.Error("a second edge started") })
 	if err == nil || !strings.Contains(err.Error(), "another edge runs with it") {
 		t.Errorf("a second edge: %v", err)

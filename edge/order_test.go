@@ -1,0 +1,59 @@
+package edge
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/warrenmesh/warren/netstack"
+)
+
+// TestReloadMovesPoolsWithoutAGap: an app that moves to an endpoint which a
+// monitor has found well is served all the while, however long the connectors
+// that the same reload removes take to go.
+func TestReloadMovesPoolsWithoutAGap(t *testing.T) {
+	const leaving = 64
+	key := newKey(t)
+	base := network("berlin") + connector("berlin-1", "berlin", key, "10.0.0.0/24") + "[[monitor]]\nname = \"m\"\ninterval = \"1s\"\n"
+	pool := func(addr string) string {
+		return fmt.Sprintf("[[pool]]\nname = \"web\"\nnetwork = \"berlin\"\nmonitor = \"m\"\n[[pool.endpoints]]\naddress = %q\n"+
+			"[[app]]\nname = \"web\"\nlisten = [\"tcp/0\"]\npools = [\"web\"]\n", addr)
+	}
+	var others strings.Builder
+	for i := range leaving {
+		others.WriteString(connector(fmt.Sprintf("other-%d", i), "berlin", newKey(t), fmt.Sprintf("10.1.%d.0/24", i)))
+	}
+	w := startWorld(t, base+others.String()+pool("10.0.0.10:7"))
+	w.startSite("berlin-1", key, map[string]func(*netstack.TCPRequest){"10.0.0.10:7": echo("ten"), "10.0.0.11:7": echo("eleven")})
+	await(t, "the endpoint is up", func() bool { return w.Pools()[0].Endpoints[0].State == "up" })
+
+	w.write(base + pool("10.0.0.11:7"))
+	stop := make(chan struct{})
+	var asking sync.WaitGroup
+	asking.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if now := w.current.Load(); now.revision == 2 {
+				if _, why, ok := now.director.Pick([]string{"web"}, nil); !ok {
+					t.Errorf("a flow of the new config finds nothing: %s", why)
+					return
+				}
+			}
+		}
+	})
+	_, err := w.admin.Reload(t.Context())
+	close(stop)
+	asking.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := w.converse("web", ""); got != "eleven\n" || err != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
