@@ -98,6 +98,7 @@ func TestWalk(t *testing.T) {
 // TestEnds is how flows end that were carried: by the client, by time, by an
 // operator, by the reset of the private side.
 func TestEnds(t *testing.T) {
+	t.Parallel()
 	key := newKey(t)
 	w := startWorld(t, network("berlin")+connector("berlin-1", "berlin", key, "10.0.0.0/24")+
 		appTo("abort", "berlin/10.0.0.10:7")+appTo("killed", "berlin/10.0.0.10:7")+
@@ -242,6 +243,7 @@ func TestReplicas(t *testing.T) {
 // TestUDP: a session's datagrams come back whole, its end is in the log, and a
 // refusal is known by what came instead of an answer.
 func TestUDP(t *testing.T) {
+	t.Parallel()
 	key := newKey(t)
 	w := startWorld(t, network("berlin")+connector("berlin-1", "berlin", key, "10.0.0.0/24")+
 		"[[app]]\nname = \"dns\"\nlisten = [\"udp/0\"]\norigin = \"berlin/10.0.0.53:7\"\nudp_idle = \"1s\"\n"+
@@ -277,6 +279,7 @@ func TestUDP(t *testing.T) {
 // TestLostConnector: a connector that dies without a word, while a flow waits
 // for its endpoint, costs the flow nothing but time where a replica is left.
 func TestLostConnector(t *testing.T) {
+	t.Parallel()
 	first, second := newKey(t), newKey(t)
 	w := startWorld(t, network("berlin")+connector("a", "berlin", first, "10.0.0.0/24")+
 		connector("b", "berlin", second, "10.0.0.0/24")+appTo("web", "berlin/10.0.0.10:7")+appTo("only-a", "berlin/10.0.0.10:7"))

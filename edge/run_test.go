@@ -127,7 +127,8 @@ func TestReloadChannel(t *testing.T) {
 // with it. What a machine may lack (a port below 1024, an address) is no
 // fault of the config.
 func TestMutantsStart(t *testing.T) {
-	const base = 41000
+	t.Parallel()
+	const base = 21000 // below the ports that the kernel hands out
 	dir := t.TempDir()
 	text := mutate.Edge(base, filepath.Join(dir, "state"))
 	mutants, err := mutate.All(text)
