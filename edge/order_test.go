@@ -56,4 +56,3 @@ func TestReloadMovesPoolsWithoutAGap(t *testing.T) {
 		t.Errorf("%q, %v", got, err)
 	}
 }
-

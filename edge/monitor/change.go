@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// Pending is a change of what is watched that is prepared and not yet in force: its new checks run
-// already, what was watched before is still watched. It ends with Commit or
-// Rollback.
+// Pending is a change of what is watched that is prepared and not yet in
+// force: its new checks run already and Up answers for them, what was watched
+// before is still watched. It ends with Commit or Rollback.
 type Pending struct {
 	m      *Monitor
 	view   map[Target]*check
@@ -62,6 +62,7 @@ func (m *Monitor) Prepare(specs []Spec, targets []Target) (*Pending, error) {
 	for _, t := range targets {
 		p.addLocked(t, named[t.Monitor], now)
 	}
+	m.coming.Store(&p.view)
 	return p, nil
 }
 
@@ -135,6 +136,7 @@ func (p *Pending) Commit() {
 	}
 	m.checks = p.checks
 	m.view.Store(&p.view)
+	m.coming.Store(nil)
 	close(p.inForce)
 }
 
@@ -147,6 +149,7 @@ func (p *Pending) Rollback() {
 		return
 	}
 	p.ended, p.m.pending = true, false
+	p.m.coming.Store(nil)
 	for _, c := range p.added {
 		c.cancel()
 	}

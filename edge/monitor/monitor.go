@@ -98,7 +98,8 @@ type Monitor struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // one for each check's goroutine
 
-	view atomic.Pointer[map[Target]*check] // what Up and Snapshot read; never written to
+	view   atomic.Pointer[map[Target]*check] // what Up and Snapshot read; never written to
+	coming atomic.Pointer[map[Target]*check] // what Up reads besides: the view of the open Pending, or nil
 
 	mu      sync.Mutex // serialises Prepare, Commit, Rollback and Stop
 	checks  map[identity]*check
@@ -129,10 +130,16 @@ func New(deps Deps) *Monitor {
 	return m
 }
 
-// Up reports whether the target is up, and why it is not. It reads memory
-// only, and allocates nothing.
+// Up reports whether the target is up, and why it is not. It answers for what
+// a Pending brings too, so that whoever makes the change public before Commit
+// leaves no gap. It reads memory only, and allocates nothing.
 func (m *Monitor) Up(network string, addr netip.AddrPort, monitor string) (up bool, why string) {
-	c := (*m.view.Load())[Target{Network: network, Addr: addr, Monitor: monitor}]
+	target := Target{Network: network, Addr: addr, Monitor: monitor}
+	coming := m.coming.Load() // before view: Commit changes them the other way round
+	c := (*m.view.Load())[target]
+	if c == nil && coming != nil {
+		c = (*coming)[target]
+	}
 	if c == nil {
 		return false, "not monitored yet"
 	}
