@@ -73,8 +73,8 @@ type Config struct {
 	// Optional.
 	OnPeer func(*Peer, PeerState)
 
-	// Log gets what the device itself has to say, at debug level; default
-	// none.
+	// Log gets a line when the UDP socket dies and one when it is back, and
+	// at debug level what the device itself has to say; default none.
 	Log *slog.Logger
 }
 
@@ -150,7 +150,7 @@ func New(cfg Config) (*Tunnel, error) {
 		networks: make(map[string]*Network),
 	}
 	t.outbox = newOutbox(t.overlay, uint16(rand.Uint32())|1)
-	t.bind = bind.New(bind.Config{Listen: cfg.Listen, OnSent: t.outbox.sent})
+	t.bind = bind.New(bind.Config{Listen: cfg.Listen, OnSent: t.outbox.sent, Log: cfg.Log})
 	t.device = device.NewDevice(newWire(t), t.bind, deviceLogger(cfg.Log))
 	err := t.device.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=%d\n", hex.EncodeToString(cfg.PrivateKey[:]), cfg.Listen.Port()))
 	if err == nil {
