@@ -180,7 +180,9 @@ func (e *Edge) serve(ctx context.Context) error {
 	defer servers.Wait()
 	defer stopPages()
 	if err := e.openPages(pages, &servers); err != nil {
-		e.end(context.Background())
+		over, cut := context.WithCancelCause(context.Background())
+		cut(fmt.Errorf("the edge did not start: %w", err)) // no flow that has come in already holds it up
+		_ = e.end(over)
 		return err
 	}
 	e.logReady()
