@@ -45,7 +45,7 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
-		Deadline:            time.Now().Add(90 * time.Second),
+		Deadline:            time.Now().Add(4 * time.Minute),
 		Setup: func(env *testscript.Env) error {
 			env.Values["T"] = env.T()
 			env.Values["daemons"] = &daemons{byName: map[string]*background{}}
