@@ -10,7 +10,7 @@ import (
 	"sync"
 	"time"
 
-	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+	"github.com/warrenmesh/warren/netstack/tunnel"
 )
 
 const (
@@ -243,7 +243,7 @@ func (e *edge) whyNoAnswer(ctx context.Context, addr netip.AddrPort, after time.
 	reason := fmt.Sprintf("no answer from %s over UDP for %.0f s: is UDP %d open, and does the edge run?", addr, after.Seconds(), addr.Port())
 	if !e.known {
 		reason += fmt.Sprintf(" If so, the handshake is not answered: does the edge know this connector's public key %s, and is %s the edge's?",
-			abbreviate(e.c.public), abbreviate(e.spec.PublicKey))
+			tunnel.Abbreviate(e.c.public), tunnel.Abbreviate(e.spec.PublicKey))
 	}
 	return reason
 }
@@ -283,7 +283,7 @@ func (e *edge) wait(ctx context.Context, d time.Duration) bool {
 func (e *edge) serve(ctx context.Context) {
 	e.known = true
 	s := e.state()
-	e.log.Info("handshake", "endpoint", s.Endpoint, "edge_key", abbreviate(e.spec.PublicKey))
+	e.log.Info("handshake", "endpoint", s.Endpoint, "edge_key", tunnel.Abbreviate(e.spec.PublicKey))
 	e.log.Info("ready", "rtt", s.RTT)
 	e.c.edgeChanged(e, true)
 	defer e.c.edgeChanged(e, false)
@@ -305,10 +305,4 @@ func (e *edge) serve(ctx context.Context) {
 		reason = "the edge said farewell: it was stopped, or restarts"
 	}
 	e.log.Warn("lost", "reason", reason)
-}
-
-// abbreviate shortens a key for logs.
-func abbreviate(key wgtypes.Key) string {
-	s := key.String()
-	return s[:4] + "…" + s[len(s)-5:len(s)-1]
 }

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/warrenmesh/warren/netstack/tunnel"
 )
 
 func at(list ...string) (out []netip.AddrPort) {
@@ -248,8 +250,8 @@ func TestReasons(t *testing.T) {
 				if len(lines) != 1 || !strings.Contains(lines[0], tt.want) || tt.not != "" && strings.Contains(lines[0], tt.not) {
 					t.Errorf("the log says %q, want %q", lines, tt.want)
 				}
-				if tt.name == "silence" && !strings.Contains(lines[0], abbreviate(b.c.public)) {
-					t.Errorf("%q does not name the connector's key %s", lines[0], abbreviate(b.c.public))
+				if tt.name == "silence" && !strings.Contains(lines[0], tunnel.Abbreviate(b.c.public)) {
+					t.Errorf("%q does not name the connector's key %s", lines[0], tunnel.Abbreviate(b.c.public))
 				}
 				if err := b.finish(); err != nil {
 					t.Error(err)
