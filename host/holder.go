@@ -15,15 +15,16 @@ import (
 
 // Holder says in words which process keeps the TCP listener (network "tcp") or
 // the UDP socket ("udp") at addr from being opened, as far as this machine
-// tells: "nginx (pid 123)". Several are parted by commas.
+// tells: "nginx (pid 123)". Several are parted by commas. It reads /proc, and
+// sees into other users' processes only as root.
 func Holder(network string, addr netip.AddrPort) string { return holder("/proc", network, addr) }
 
 func holder(proc, network string, addr netip.AddrPort) string {
 	var names []string
 	for _, h := range holders(proc, network, addr) {
-		name := h.Process
-		if h.At != addr {
-			name += " on " + h.At.String()
+		name := h.process
+		if h.at != addr {
+			name += " on " + h.at.String()
 		}
 		if !slices.Contains(names, name) {
 			names = append(names, name)
@@ -35,25 +36,22 @@ func holder(proc, network string, addr netip.AddrPort) string {
 	return strings.Join(names, ", ")
 }
 
-// Held is a socket that stands in the way of another.
-type Held struct {
-	Process string         // "nginx (pid 123)"
-	At      netip.AddrPort // what it is bound to
+// held is a socket that stands in the way of another.
+type held struct {
+	process string         // "nginx (pid 123)"
+	at      netip.AddrPort // what it is bound to
 }
 
-// Holders returns the sockets that keep addr from being bound. It reads /proc,
-// and sees into other users' processes only as root.
-func Holders(network string, addr netip.AddrPort) []Held { return holders("/proc", network, addr) }
-
-func holders(proc, network string, addr netip.AddrPort) []Held {
-	var found []Held
+// holders returns the sockets that keep addr from being bound.
+func holders(proc, network string, addr netip.AddrPort) []held {
+	var found []held
 	for _, table := range []string{network, network + "6"} {
 		// Of the thread, whose network namespace need not be the process's.
 		for _, s := range readSockets(filepath.Join(proc, "thread-self", "net", table)) {
 			if network == "tcp" && s.state != listening || !conflicts(s.local, addr) {
 				continue
 			}
-			h := Held{Process: process(proc, s.inode), At: s.local}
+			h := held{process: process(proc, s.inode), at: s.local}
 			if !slices.Contains(found, h) {
 				found = append(found, h)
 			}
