@@ -6,9 +6,10 @@
 // Two rules keep the tunnel from deadlock (the stack's locks are held while
 // it writes, and the tunnel's while it delivers):
 //
-//   - Deliver never blocks. Answers that the stack makes inside it (RST, ICMP)
-//     are dropped and counted when the queue is full, and ICMP errors, whose
-//     handling takes the locks of sockets, are handed to a Deferrer.
+//   - Deliver never blocks. Answers that the stack makes inside it do not wait
+//     when the queue is full: RSTs have room of their own beyond it, ICMP is
+//     dropped and counted. ICMP errors that come in, whose handling takes the
+//     locks of sockets, are handed to a Deferrer.
 //   - Every other write blocks while the queue is full, so that a sender's TCP
 //     feels the tunnel's pace instead of losses; Close, and a session that is
 //     lost, wake the blocked.
@@ -46,6 +47,12 @@ const (
 	DefaultMaxPackets = 1024
 	DefaultMaxBytes   = 1 << 20
 )
+
+// resetRoom is how many packets may wait beyond a full queue where they are
+// RSTs. A RST is sent once: where it is lost, the other end keeps its conn,
+// and the one to the origin, until a keepalive minutes later. 12,000 clients
+// that connected and reset within 1.6 s left 981 of those behind.
+const resetRoom = 16384
 
 // Config of an Endpoint.
 type Config struct {
@@ -105,10 +112,14 @@ func (e *Endpoint) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) 
 	return n, nil
 }
 
-// enqueue appends pkt, waiting for room unless pkt is an answer.
+// enqueue appends pkt, waiting for room unless pkt is an answer. Full or not,
+// nothing keeps a RST out but a flood of them.
 func (e *Endpoint) enqueue(pkt *stack.PacketBuffer) {
 	e.mu.Lock()
 	for e.open && !e.closed && e.fullLocked(pkt.Size()) {
+		if isReset(pkt) && e.queue.len() < e.cfg.MaxPackets+resetRoom {
+			break
+		}
 		if isAnswer(pkt) {
 			e.mu.Unlock()
 			e.drops.Add(WhyQueueFull, 1)
@@ -149,13 +160,20 @@ func isAnswer(pkt *stack.PacketBuffer) bool {
 	case header.ICMPv4ProtocolNumber, header.ICMPv6ProtocolNumber:
 		return true
 	case header.TCPProtocolNumber:
-		tcp := header.TCP(pkt.TransportHeader().Slice())
-		return len(tcp) >= header.TCPMinimumSize && tcp.Flags().Contains(header.TCPFlagRst)
+		return isReset(pkt)
 	case header.UDPProtocolNumber:
 		return false
 	}
 	// A packet that was written raw: nobody waits for it.
 	return true
+}
+
+func isReset(pkt *stack.PacketBuffer) bool {
+	if pkt.TransportProtocolNumber != header.TCPProtocolNumber {
+		return false
+	}
+	tcp := header.TCP(pkt.TransportHeader().Slice())
+	return len(tcp) >= header.TCPMinimumSize && tcp.Flags().Contains(header.TCPFlagRst)
 }
 
 // Read moves packets out of the queue: packet i into bufs[i][offset:], its

@@ -121,8 +121,9 @@ func TestReadyIsCalledWhenTheQueueFills(t *testing.T) {
 	}
 }
 
-// TestFullQueue: data waits for room, answers are dropped and counted, and a
-// session that is lost or a NIC that is removed wakes who waits.
+// TestFullQueue: data waits for room, a RST does not, other answers are dropped
+// and counted, and a session that is lost or a NIC that is removed wakes who
+// waits.
 func TestFullQueue(t *testing.T) {
 	for _, tc := range []struct {
 		name    string
@@ -130,7 +131,7 @@ func TestFullQueue(t *testing.T) {
 		kept    int
 		why     string
 	}{
-		{"room", func(e *Endpoint) { b, s := buffers(1, 2048); e.Read(b, s, 0) }, 2, ""},
+		{"room", func(e *Endpoint) { b, s := buffers(2, 2048); e.Read(b, s, 0) }, 2, ""},
 		{"session lost", func(e *Endpoint) { e.SetOpen(false) }, 0, WhyNoSession},
 		{"closed", (*Endpoint).Close, 0, WhyClosed},
 	} {
@@ -144,8 +145,8 @@ func TestFullQueue(t *testing.T) {
 				// that has to drain the queue in the end.
 				write(t, e, packet(header.TCPProtocolNumber, header.TCPFlagRst, nil))
 				write(t, e, packet(header.ICMPv4ProtocolNumber, 0, nil))
-				if n := e.drops.Count(WhyQueueFull); n != 2 {
-					t.Errorf("%d answers dropped by a full queue, want 2", n)
+				if n := e.drops.Count(WhyQueueFull); n != 1 {
+					t.Errorf("%d answers dropped by a full queue, want 1", n)
 				}
 				written := make(chan struct{})
 				go func() {
@@ -163,11 +164,22 @@ func TestFullQueue(t *testing.T) {
 				if e.Len() != tc.kept {
 					t.Errorf("%d packets wait, want %d", e.Len(), tc.kept)
 				}
-				if tc.why != "" && e.drops.Count(tc.why) != 3 {
-					t.Errorf("%d dropped for %s, want 3", e.drops.Count(tc.why), tc.why)
+				if tc.why != "" && e.drops.Count(tc.why) != 4 {
+					t.Errorf("%d dropped for %s, want 4", e.drops.Count(tc.why), tc.why)
 				}
 			})
 		})
+	}
+}
+
+// TestResetsAreBounded: the room of RSTs ends somewhere.
+func TestResetsAreBounded(t *testing.T) {
+	e := openEndpoint(t, Config{MaxPackets: 2})
+	for range 2 + resetRoom + 5 {
+		write(t, e, packet(header.TCPProtocolNumber, header.TCPFlagRst, nil))
+	}
+	if e.Len() != 2+resetRoom || e.drops.Count(WhyQueueFull) != 5 {
+		t.Errorf("%d wait and %d dropped, want %d and 5", e.Len(), e.drops.Count(WhyQueueFull), 2+resetRoom)
 	}
 }
 
