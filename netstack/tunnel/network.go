@@ -268,6 +268,9 @@ func (n *Network) Close() {
 		p.Remove()
 	}
 	n.stack.Close()
+	n.tunnel.goneMu.Lock()
+	defer n.tunnel.goneMu.Unlock()
+	n.stack.Drops(func(_, why string, count uint64) { n.tunnel.goneStacks.Add(why, count) })
 	n.tunnel.mu.Lock()
 	delete(n.tunnel.networks, n.name)
 	n.tunnel.mu.Unlock()

@@ -223,11 +223,16 @@ func (p *Peer) Remove() {
 		p.link.Close()
 		t.device.RemovePeer([32]byte(p.key))
 		t.outbox.remove(p.lane)
-		p.link.Drops(func(why string, n uint64) { t.retired.Add(why, n) })
-		t.release(p)
 		if p.network == nil {
 			p.stack.Close()
 		}
+		t.goneMu.Lock()
+		defer t.goneMu.Unlock()
+		p.link.Drops(t.goneLinks.Add)
+		if p.network == nil {
+			p.stack.Drops(func(_, why string, n uint64) { t.goneStacks.Add(why, n) })
+		}
+		t.release(p)
 	})
 }
 

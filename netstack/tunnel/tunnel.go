@@ -102,7 +102,10 @@ type Tunnel struct {
 	refused  drops.Counter                    // packets that admit refused
 	admitted atomic.Uint64                    // packets that it let into a stack
 	shared   *netstack.Shared
-	retired  drops.Counter // what the links of peers that are gone had dropped
+
+	goneMu     sync.Mutex    // held while counts go over from what goes, and while all are read
+	goneLinks  drops.Counter // what the links of peers that are gone had dropped
+	goneStacks drops.Counter // likewise the stacks of networks and edges
 
 	byOverlay sync.Map // netip.Addr → *Peer
 
@@ -246,13 +249,17 @@ func (t *Tunnel) peerAt(overlay netip.Addr) *Peer {
 
 // Drops calls yield with what was dropped, where and why: refused by the
 // checks, at the links, in the stacks, in the socket, in the outbox. A place
-// and reason may come more than once; the sum counts.
+// and reason may come more than once; the sum counts, and never falls. yield
+// must not call the tunnel.
 func (t *Tunnel) Drops(yield func(where, why string, n uint64)) {
+	t.goneMu.Lock()
+	defer t.goneMu.Unlock()
 	t.refused.Each(func(why string, n uint64) { yield("tunnel", why, n) })
 	t.outbox.drops.Each(func(why string, n uint64) { yield("tunnel", why, n) })
 	t.bind.Drops(yield)
 	t.shared.Drops(yield)
-	t.retired.Each(func(why string, n uint64) { yield("link", why, n) })
+	t.goneLinks.Each(func(why string, n uint64) { yield("link", why, n) })
+	t.goneStacks.Each(func(why string, n uint64) { yield("netstack", why, n) })
 	for _, p := range t.allPeers() {
 		p.link.Drops(func(why string, n uint64) { yield("link", why, n) })
 	}
