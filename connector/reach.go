@@ -49,11 +49,12 @@ func (kernelReach) Probe(ctx context.Context, addr netip.AddrPort) error {
 		return cause(err)
 	}
 	defer func() { _ = conn.Close() }()
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
 	if err := conn.SetReadDeadline(time.Now().Add(probeWait)); err != nil {
 		return cause(err)
 	}
+	// Of reading alone: a write does not wait. Set last, so that nothing undoes it.
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
 	// WireGuard drops a datagram of no known type without an answer
 	// (wireguard.com/protocol: a type is 1 to 4).
 	if _, err := conn.Write([]byte{0}); err != nil {
