@@ -85,6 +85,7 @@ func (p *Peer) tick(s *pass) {
 	if p.rebooted.Swap(false) {
 		p.nic.AbortFlows(allFlows)
 	}
+	open := p.open.Load() // before heard: a packet that opens the link is noted first
 	heard := p.heardAnew()
 	p.mu.Lock()
 	left := p.left.Load()
@@ -99,8 +100,13 @@ func (p *Peer) tick(s *pass) {
 	mtu := p.mtu.working
 	drained := p.drainNews.Swap(false)
 	p.suspect.Store(p.life.misses > 0)
+	shut := d.down || open && !p.life.alive // the latter: opened by a packet that brings nobody back
 	p.mu.Unlock()
 
+	if shut {
+		p.open.Store(false)
+		p.link.SetOpen(false)
+	}
 	if mtu > 0 && int(p.link.MTU()) != mtu {
 		p.link.SetMTU(uint32(mtu))
 		p.nic.MTUChanged()
@@ -117,8 +123,6 @@ func (p *Peer) tick(s *pass) {
 // apply carries out a step's deed.
 func (p *Peer) apply(d deed) {
 	if d.down {
-		p.open.Store(false)
-		p.link.SetOpen(false)
 		if here := p.here.Load(); here != nil {
 			here.end(errLost)
 		}
