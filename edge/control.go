@@ -21,11 +21,11 @@ func (e *Edge) KillFlow(id uint64) bool { return e.observer.Table.Kill(id, errKi
 
 // Reload implements admin.Control.
 func (e *Edge) Reload(context.Context) (client.ReloadResult, error) {
-	changes, err := e.reload()
+	done, err := e.reload()
 	if err != nil {
 		return client.ReloadResult{}, &client.Error{Code: client.CodeRefused, Message: err.Error()}
 	}
-	return client.ReloadResult{ConfigRevision: e.current.Load().revision, Changes: changes}, nil
+	return client.ReloadResult{ConfigRevision: e.current.Load().revision, Changes: done.changes, Warnings: done.warnings}, nil
 }
 
 // ReopenFlowLog goes on with a new file of the flow log's name, as after a

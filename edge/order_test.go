@@ -56,3 +56,23 @@ func TestReloadMovesPoolsWithoutAGap(t *testing.T) {
 		t.Errorf("%q, %v", got, err)
 	}
 }
+
+// TestReloadWarnsWhoAsked: what a reload could not make sure of is in its
+// answer, not in the log alone.
+func TestReloadWarnsWhoAsked(t *testing.T) {
+	key := newKey(t)
+	base := network("berlin") + connector("berlin-1", "berlin", key, "10.0.0.0/24")
+	w := startWorld(t, base)
+	w.startSite("berlin-1", key, map[string]func(*netstack.TCPRequest){
+		"10.0.0.66:7": func(r *netstack.TCPRequest) { <-r.Context().Done() },
+	})
+	w.write(base + "[[monitor]]\nname = \"m\"\ninterval = \"10s\"\ntimeout = \"9s\"\n" +
+		"[[pool]]\nname = \"web\"\nnetwork = \"berlin\"\nmonitor = \"m\"\n[[pool.endpoints]]\naddress = \"10.0.0.66:7\"\n")
+	result, err := w.admin.Reload(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(result.Warnings) != 1 || !strings.Contains(result.Warnings[0], "count as down: 1") {
+		t.Errorf("warnings %q, want one of a check that has told nothing", result.Warnings)
+	}
+}

@@ -73,13 +73,19 @@ func (e *Edge) build(cfg *config.Config, previous *snapshot) (*snapshot, error) 
 	return next, nil
 }
 
+// outcome is what a config that is in force brought, in words.
+type outcome struct {
+	changes  []string
+	warnings []string // what is in force, and not as well as it should be
+}
+
 // reload reads the config again and brings it into force, or leaves everything
 // as it is and says why.
-func (e *Edge) reload() ([]string, error) {
+func (e *Edge) reload() (outcome, error) {
 	cfg, err := e.opts.Load()
-	var changes []string
+	var done outcome
 	if err == nil {
-		changes, err = e.enforce(cfg)
+		done, err = e.enforce(cfg)
 	}
 	e.mu.Lock()
 	e.lastReloadError = ""
@@ -89,40 +95,42 @@ func (e *Edge) reload() ([]string, error) {
 	e.mu.Unlock()
 	if err != nil {
 		e.log.Error("reload refused, the config before stays in force", "err", err)
-		return nil, err
+		return outcome{}, err
 	}
-	e.log.Info("reloaded", "revision", e.current.Load().revision, "changes", changes)
-	return changes, nil
+	e.log.Info("reloaded", "revision", e.current.Load().revision, "changes", done.changes)
+	return done, nil
 }
 
 // enforce brings cfg into force, all of it or nothing. What can fail is
 // prepared in each room first, beside what serves; then the rooms commit.
-func (e *Edge) enforce(cfg *config.Config) (changes []string, err error) {
+func (e *Edge) enforce(cfg *config.Config) (outcome, error) {
 	e.reloading.Lock()
 	defer e.reloading.Unlock()
 	if e.stopping.Load() {
-		return nil, errors.New("the edge is stopping")
+		return outcome{}, errors.New("the edge is stopping")
 	}
 	previous := e.current.Load()
 	if err := unchangeable(e.first, cfg); err != nil {
-		return nil, err
+		return outcome{}, err
 	}
 	next, err := e.build(cfg, previous)
 	if err != nil {
-		return nil, err
+		return outcome{}, err
 	}
 	zones, problems := zone.Build(cfg.DNS.Source(uint64(next.since.Unix())))
 	if len(problems) > 0 {
-		return nil, problems[0]
+		return outcome{}, problems[0]
 	}
 	p, err := e.prepare(cfg)
 	if err != nil {
-		return nil, err
+		return outcome{}, err
 	}
 	p.settle()
 	e.current.Store(next)
 	e.zones.Publish(zones)
-	return append(p.commit(), difference(previous, next)...), nil
+	p.commit()
+	p.done.changes = append(p.done.changes, difference(previous, next)...)
+	return p.done, nil
 }
 
 // settleTime is how long a reload waits for the first answers of new checks,
@@ -137,6 +145,7 @@ type prepared struct {
 	listeners *ingress.Change
 	dns       *dnsd.Change
 	checks    *monitor.Pending
+	done      outcome
 }
 
 // prepare lets every room prepare cfg. On failure each has rolled back.
@@ -196,22 +205,29 @@ func (p *prepared) settle() {
 	ctx, cancel := context.WithTimeout(context.Background(), settleTime)
 	defer cancel()
 	if n := p.checks.Settle(ctx); n > 0 {
-		p.e.log.Warn("checks of new endpoints have told nothing yet; they count as down", "endpoints", n)
+		p.warn(fmt.Sprintf("new endpoints of which no check has told anything yet, so that they count as down: %d", n))
 	}
 }
 
-// commit brings the change into force and returns what changed, in words.
-// Networks come first, so that no new listener finds its network missing.
-func (p *prepared) commit() []string {
+// warn tells the log, and whoever asked for the reload.
+func (p *prepared) warn(text string) {
+	p.e.log.Warn(text)
+	p.done.warnings = append(p.done.warnings, text)
+}
+
+// commit brings the change into force. Networks come first, so that no new
+// listener finds its network missing.
+func (p *prepared) commit() {
 	changes, failed := p.nets.commit()
+	p.done.changes = changes
 	p.checks.Commit()
 	p.listeners.Commit()
-	failed = append(failed, p.dns.Commit())
-	if err := errors.Join(failed...); err != nil {
-		p.e.log.Error("a part of the config could not be brought into force", "err", err)
+	for _, err := range append(failed, p.dns.Commit()) {
+		if err != nil {
+			p.warn(fmt.Sprintf("a part of the config could not be brought into force: %v", err))
+		}
 	}
 	p.e.observer.Metrics.SetApps(p.e.current.Load().appNames())
-	return changes
 }
 
 // targets are the endpoints of cfg that are monitored.

@@ -224,8 +224,8 @@ type ProbeResult struct {
 // with CodeRefused instead, and the old one goes on serving.
 type ReloadResult struct {
 	ConfigRevision uint64   `json:"config_revision"`
-	Changes        []string `json:"changes,omitempty"` // one line each, in words
-	Warnings       []string `json:"warnings,omitempty"`
+	Changes        []string `json:"changes,omitempty"`  // one line each, in words
+	Warnings       []string `json:"warnings,omitempty"` // what is in force, and not as well as it should be
 }
 
 // DrainRequest is the body of POST /v1/drain.
