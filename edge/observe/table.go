@@ -67,25 +67,7 @@ func (t *Table) Kill(id uint64, cause error) bool {
 	t.mu.Lock()
 	e := t.flows[id]
 	t.mu.Unlock()
-	if e == nil {
-		return false
-	}
-	return e.kill(cause)
-}
-
-// KillMatching ends every flow that matches and returns how many those were.
-func (t *Table) KillMatching(match func(flow.Record) bool, cause error) int {
-	killed := 0
-	for _, e := range t.entries() {
-		if match(e.flow.Snapshot()) && e.kill(cause) {
-			killed++
-		}
-	}
-	return killed
-}
-
-func (e *Entry) kill(cause error) bool {
-	if e.cancel == nil {
+	if e == nil || e.cancel == nil {
 		return false
 	}
 	e.cancel(cause)
