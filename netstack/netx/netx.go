@@ -26,14 +26,6 @@ type Dialer interface {
 	DialContext(ctx context.Context, network string, address netip.AddrPort) (net.Conn, error)
 }
 
-// DialerFunc adapts a function to a Dialer.
-type DialerFunc func(ctx context.Context, network string, address netip.AddrPort) (net.Conn, error)
-
-// DialContext calls f.
-func (f DialerFunc) DialContext(ctx context.Context, network string, address netip.AddrPort) (net.Conn, error) {
-	return f(ctx, network, address)
-}
-
 // Listener accepts flows; after Close, Accept returns an error that wraps
 // net.ErrClosed.
 type Listener = net.Listener

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"syscall"
 	"testing"
@@ -42,16 +41,6 @@ func TestClassify(t *testing.T) {
 				t.Errorf("Classify(%v) = %v, want %v", c.err, got, c.want)
 			}
 		})
-	}
-}
-
-func TestDialerFunc(t *testing.T) {
-	want := errors.New("as told")
-	var d netx.Dialer = netx.DialerFunc(func(context.Context, string, netip.AddrPort) (net.Conn, error) {
-		return nil, want
-	})
-	if _, err := d.DialContext(context.Background(), "tcp", netip.AddrPort{}); err != want {
-		t.Errorf("got %v", err)
 	}
 }
 
