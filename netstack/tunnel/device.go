@@ -79,6 +79,7 @@ func (w *wire) Write(bufs [][]byte, offset int) (int, error) {
 		n++
 	}
 	flush()
+	clear(bufs) // or the peer's receiver pins them: see unpinned
 	return len(bufs), nil
 }
 

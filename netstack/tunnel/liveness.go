@@ -62,6 +62,11 @@ func (l *life) step(now, heard time.Time, left, initiate bool) deed {
 	if l.probing && heard.After(l.probedAt) {
 		l.probing, l.misses = false, 0
 		l.next = l.probedAt.Add(echoEvery)
+		if l.probedAt.Equal(l.since) {
+			// Peers that came up together, as after a restart, need not be
+			// asked together for ever.
+			l.next = l.probedAt.Add(rand.N(echoEvery))
+		}
 	}
 	if now.Before(l.next) {
 		return deed{}

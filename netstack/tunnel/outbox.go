@@ -24,8 +24,11 @@ const (
 	creditExpiry = 100 * time.Millisecond
 	// quantum is how many packets one peer gives before the next has a turn.
 	quantum = 64
-	// maxControl bounds the echoes that wait to be sent.
+	// maxControl bounds the echoes that wait to be sent, maxEchoes those in
+	// flight: a thousand peers that are due at once would otherwise take a
+	// thousand buffers of 64 KiB for packets of 72 bytes.
 	maxControl = 1024
+	maxEchoes  = 64
 )
 
 // Why the outbox dropped.
@@ -52,6 +55,7 @@ type outbox struct {
 	turn     []*lane // lanes with packets and credit, the next first
 	parked   []*lane // lanes with packets that wait for credit
 	echoes   [][]byte
+	echoLane *lane // accounts for the echoes in flight; it is never in turn
 	lanes    map[uint32]*lane
 	lastSlot uint32
 	inFlight int
@@ -75,14 +79,19 @@ type packetSource interface {
 }
 
 func newOutbox(self netip.Addr, magic uint16) *outbox {
-	return &outbox{
-		self:   self,
-		magic:  magic,
-		wake:   make(chan struct{}, 1),
-		closed: make(chan struct{}),
-		lanes:  make(map[uint32]*lane),
+	o := &outbox{
+		self:     self,
+		magic:    magic,
+		wake:     make(chan struct{}, 1),
+		closed:   make(chan struct{}),
+		echoLane: &lane{slot: echoSlot},
 	}
+	o.lanes = map[uint32]*lane{echoSlot: o.echoLane}
+	return o
 }
+
+// echoSlot is the slot of the echoes' lane; lanes of peers begin at 1.
+const echoSlot = 0
 
 // add gives a peer its lane; its packets come from link.
 func (o *outbox) add(link packetSource, overlay netip.Addr) *lane {
@@ -220,7 +229,7 @@ func (o *outbox) fill(bufs [][]byte, sizes []int, offset int) (n int, starved bo
 		n += got
 	}
 	o.mu.Lock()
-	starved = len(o.parked) > 0
+	starved = len(o.parked) > 0 || len(o.echoes) > 0
 	o.mu.Unlock()
 	return n, starved
 }
@@ -228,15 +237,20 @@ func (o *outbox) fill(bufs [][]byte, sizes []int, offset int) (n int, starved bo
 func (o *outbox) fillEchoes(bufs [][]byte, sizes []int, offset int) int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	n := min(len(o.echoes), len(bufs))
+	n := min(len(o.echoes), len(bufs), maxEchoes-o.echoLane.inFlight)
 	for i := range n {
 		sizes[i] = copy(bufs[i][offset:], o.echoes[i])
-		clearTag(bufs[i], offset+sizes[i])
+		o.tag(bufs[i], offset+sizes[i], o.echoLane)
 		o.echoes[i] = nil
 	}
 	o.echoes = o.echoes[n:]
 	if len(o.echoes) == 0 {
 		o.echoes = nil
+	}
+	if n > 0 {
+		o.echoLane.inFlight += n
+		o.inFlight += n
+		o.echoLane.progress = time.Now()
 	}
 	return n
 }
@@ -278,13 +292,21 @@ func (o *outbox) handed(l *lane, n int, more bool) {
 	}
 }
 
-// sent gives back the credit of datagrams that were handed to the kernel; the
-// Bind calls it for every send.
+// unpinned stands for a datagram that was sent. wireguard-go's sequential
+// sender keeps its list of a batch's datagrams until the next batch overwrites
+// it, and so a buffer of 64 KiB or more for each idle peer, which no garbage
+// collection can take: half of what a thousand networks weighed. It looks at
+// nothing but their lengths once Send has returned.
+var unpinned [device.MaxMessageSize]byte
+
+// sent gives back the credit of datagrams that were handed to the kernel, and
+// takes them out of the list; the Bind calls it for every send.
 func (o *outbox) sent(datagrams [][]byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	returned := false
-	for _, b := range datagrams {
+	for i, b := range datagrams {
+		datagrams[i] = unpinned[:len(b)]
 		if slot, epoch, ok := o.readTag(b); ok {
 			l := o.lanes[slot]
 			if l == nil || l.epoch != epoch || l.inFlight == 0 {
@@ -317,6 +339,9 @@ func (o *outbox) expire(now time.Time) {
 
 func (o *outbox) unparkLocked() {
 	if len(o.parked) == 0 {
+		if len(o.echoes) > 0 {
+			o.signal()
+		}
 		return
 	}
 	o.turn = append(o.turn, o.parked...)
@@ -361,13 +386,6 @@ func (o *outbox) tag(buf []byte, end int, l *lane) {
 	binary.LittleEndian.PutUint16(buf[at:], o.magic)
 	binary.LittleEndian.PutUint16(buf[at+2:], l.epoch)
 	binary.LittleEndian.PutUint32(buf[at+4:], l.slot)
-}
-
-// clearTag removes a mark that a buffer may still carry from an earlier use.
-func clearTag(buf []byte, end int) {
-	if at := tagAt(end); len(buf) >= at+tagLen {
-		clear(buf[at : at+tagLen])
-	}
 }
 
 // readTag finds and removes the mark of a datagram, and reports whether there

@@ -195,15 +195,22 @@ func TestEchoesGoFirstAndAreBounded(t *testing.T) {
 	o := newTestOutbox(t)
 	o.ready(o.add(&supply{left: 3, size: 100}, echoB))
 	for range maxControl + 2 {
-		o.control([]byte("echo"))
+		o.control(make([]byte, echoMinLen))
 	}
 	if n := o.drops.Count(whyControlFull); n != 2 {
 		t.Errorf("%d echoes dropped, want 2", n)
 	}
 	p := newPump(128)
-	p.read(t, o)
-	if got := string(p.bufs[0][wgHeader : wgHeader+p.sizes[0]]); got != "echo" {
-		t.Errorf("first packet %q, want the echo", got)
+	if n := p.read(t, o); n != maxEchoes+3 || p.sizes[0] != echoMinLen || p.sizes[n-1] != shimLen+100 {
+		t.Fatalf("read %d packets, the first of %d bytes; want the echoes that may be in flight, then the peer's", n, p.sizes[0])
+	}
+	q := newPump(128)
+	if n, starved := o.fill(q.bufs, q.sizes, wgHeader); n != 0 || !starved {
+		t.Errorf("%d more echoes beyond their bound", n)
+	}
+	p.send(o, 10)
+	if n := q.read(t, o); n != 10 {
+		t.Errorf("%d echoes after ten were sent, want ten", n)
 	}
 }
 
@@ -238,6 +245,30 @@ func TestClosedOutbox(t *testing.T) {
 			t.Errorf("read after close = %v, want os.ErrClosed", err)
 		}
 	})
+}
+
+// TestBuffersAreNotPinned: the lists that wireguard-go keeps of a batch hold
+// none of its buffers afterwards, but the lengths that it counts.
+func TestBuffersAreNotPinned(t *testing.T) {
+	o := newTestOutbox(t)
+	o.ready(o.add(&supply{left: 2, size: 100}, echoB))
+	p := newPump(2)
+	p.read(t, o)
+	datagrams := [][]byte{p.bufs[0][:160], p.bufs[1][:176]}
+	o.sent(datagrams)
+	for i, want := range []int{160, 176} {
+		if len(datagrams[i]) != want || &datagrams[i][0] == &p.bufs[i][0] {
+			t.Errorf("datagram %d: %d bytes, pinned %v", i, len(datagrams[i]), &datagrams[i][0] == &p.bufs[i][0])
+		}
+	}
+	e := newEdge(t, newKey(t), "127.0.0.1:0")
+	written := [][]byte{make([]byte, 100), make([]byte, 100)}
+	if n, err := newWire(e.Tunnel).Write(written, 16); n != 2 || err != nil {
+		t.Errorf("Write = %d, %v", n, err)
+	}
+	if written[0] != nil || written[1] != nil {
+		t.Error("Write leaves the buffers in the list")
+	}
 }
 
 func TestFillDoesNotAllocate(t *testing.T) {

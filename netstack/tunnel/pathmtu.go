@@ -1,6 +1,9 @@
 package tunnel
 
-import "time"
+import (
+	"math/rand/v2"
+	"time"
+)
 
 // Sizes on the way. WireGuard adds 32 bytes to a packet, below it stand UDP
 // (8) and the outer IP header; above it stands the shim.
@@ -24,7 +27,7 @@ const (
 const (
 	mtuProbeEvery  = time.Second      // between two probes of a size in question
 	mtuProbeTries  = 3                // unanswered probes before a size is given up
-	mtuVerifyEvery = 5 * time.Second  // how often a size that works is tried again
+	mtuVerifyEvery = 5 * time.Second  // how often a size that works is tried again, on average
 	mtuClimbEvery  = 10 * time.Minute // how often a larger size is tried
 )
 
@@ -35,7 +38,7 @@ var mtuLadder = [...]int{1400, 1380, 1372, 1352, 1320, minInnerMTU}
 
 // pathMTU finds the largest inner packet that a path carries both ways, with
 // echoes padded to the size in question: the reply is as large as the request
-// (the idea is RFC 8899's). It is pure; its owner sends and reports. Sizes are
+// (the idea is RFC 8899's). It is pure but for the jitter; its owner sends and reports. Sizes are
 // of inner packets, bytes.
 type pathMTU struct {
 	ceiling int // what the local route promises
@@ -99,5 +102,5 @@ func (m *pathMTU) answered(now time.Time, size int) {
 	}
 	m.working = max(m.working, size)
 	m.trying, m.tries = 0, 0
-	m.next = now.Add(mtuVerifyEvery)
+	m.next = now.Add(mtuVerifyEvery/2 + rand.N(mtuVerifyEvery))
 }
