@@ -60,22 +60,19 @@ func (e *Edge) Probe(ctx context.Context, r client.ProbeRequest) (client.ProbeRe
 			Message: fmt.Sprintf("probing %s: there is no network %q: see `warren network list`", addr, r.Network)}
 	}
 	result := client.ProbeResult{Network: r.Network, Address: addr.String(), Proto: proto}
-	p := n.Pick(addr.Addr())
+	ctx, cancel := context.WithTimeoutCause(ctx, probeTimeout, netx.ErrTimedOut)
+	defer cancel()
+	began := time.Now()
+	conn, p, err := n.Dial(ctx, proto, addr)
 	if p == nil {
 		result.Verdict = whyNoConnector(n, addr.Addr())
 		return result, nil
 	}
-	state := p.State()
-	result.Connector, result.TunnelOK, result.TunnelRTTMillis = p.Name(), state.Alive, millis(state.RTT)
-
-	ctx, cancel := context.WithTimeoutCause(ctx, probeTimeout, netx.ErrTimedOut)
-	defer cancel()
-	began := time.Now()
-	conn, _, err := n.Dial(ctx, proto, addr)
 	if err == nil && proto == "udp" {
 		err = askUDP(ctx, conn)
 	}
 	result.ConnectMillis = millis(time.Since(began))
+	result.Connector, result.TunnelOK, result.TunnelRTTMillis = p.Name(), p.Alive(), millis(p.RTT())
 	if conn != nil {
 		netx.Abort(conn)
 	}
