@@ -294,6 +294,9 @@ func (e *Edge) metricsText() string {
 func (e *Edge) onPeer(p *tunnel.Peer, s tunnel.PeerState) {
 	attrs := []any{"connector", p.Name(), "network", p.NetworkName()}
 	switch {
+	case s.Alive && s.KeyShared:
+		e.log.Warn("two machines run with the key of one connector, and take the tunnel from each other: give each its own key and [[connector]]",
+			append(attrs, "from", s.Endpoint.String())...)
 	case s.Alive && s.Draining:
 		e.log.Info("connector drains", attrs...)
 	case s.Alive:

@@ -85,6 +85,9 @@ func showConnector(p *tunnel.Peer) client.Connector {
 	if !s.LastHandshake.IsZero() {
 		c.HandshakeAge = millis(time.Since(s.LastHandshake))
 	}
+	if s.KeyShared {
+		c.Why = "two machines run with its key: give each its own"
+	}
 	switch {
 	case s.Alive && s.Draining:
 		c.State = client.ConnectorDraining

@@ -21,14 +21,17 @@ func Holder(network string, addr netip.AddrPort) string { return holder("/proc",
 
 func holder(proc, network string, addr netip.AddrPort) string {
 	var names []string
+	seen := make(map[string]bool)
 	for _, h := range holders(proc, network, addr) {
+		if seen[h.process] { // once, though it may hold both families
+			continue
+		}
+		seen[h.process] = true
 		name := h.process
 		if h.at != addr {
 			name += " on " + h.at.String()
 		}
-		if !slices.Contains(names, name) {
-			names = append(names, name)
-		}
+		names = append(names, name)
 	}
 	if len(names) == 0 {
 		return "another process, or an outgoing connection"

@@ -37,16 +37,18 @@ type Peer struct {
 	lane    *lane
 	routes  atomic.Pointer[routeSet] // the edge's side: what the connector may speak for
 
-	heardAt   atomic.Int64 // nanoseconds since tunnel.started, 0: never
-	rxBytes   atomic.Uint64
-	open      atomic.Bool // the link is open
-	suspect   atomic.Bool // the last echo was missed
-	boot      atomic.Uint64
-	draining  atomic.Bool // the other end takes no new flows
-	left      atomic.Bool // the other end said farewell
-	rebooted  atomic.Bool // news for watch
-	drainNews atomic.Bool // news for watch
-	moved     atomic.Bool // news for watch: the endpoint changed
+	heardAt    atomic.Int64 // nanoseconds since tunnel.started, 0: never
+	rxBytes    atomic.Uint64
+	open       atomic.Bool // the link is open
+	suspect    atomic.Bool // the last echo was missed
+	boot       atomic.Uint64
+	bootBefore atomic.Uint64
+	shared     atomic.Bool // two machines use the peer's key
+	draining   atomic.Bool // the other end takes no new flows
+	left       atomic.Bool // the other end said farewell
+	rebooted   atomic.Bool // news for watch
+	news       atomic.Bool // for OnPeer: draining or shared changed
+	moved      atomic.Bool // news for watch: the endpoint changed
 
 	// Watch's own.
 	greeted time.Time // the handshake that greetSilent answered
@@ -57,11 +59,12 @@ type Peer struct {
 	// watch replaces it; nil before the peer first came up.
 	here atomic.Pointer[presence]
 
-	mu   sync.Mutex
-	life life
-	mtu  pathMTU
-	seq  uint16
-	rtt  time.Duration // smoothed; 0: not measured
+	mu    sync.Mutex
+	life  life
+	mtu   pathMTU
+	seq   uint16
+	asked uint16        // seq of the last echo for liveness
+	rtt   time.Duration // smoothed; 0: not measured
 
 	removeOnce sync.Once
 }
@@ -85,6 +88,7 @@ var errLost = fmt.Errorf("the connector fell silent: %w", netx.ErrNoRoute)
 type PeerState struct {
 	Alive         bool
 	Draining      bool
+	KeyShared     bool           // two machines use this key, in turns
 	Since         time.Time      // when Alive last changed; zero: never alive
 	Heard         time.Time      // last authenticated packet; zero: never
 	RTT           time.Duration  // smoothed round trip of echoes; 0: not measured
@@ -145,7 +149,7 @@ func (p *Peer) State() PeerState {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return PeerState{
-		Alive: p.life.alive, Draining: p.draining.Load(), Since: p.life.since,
+		Alive: p.life.alive, Draining: p.draining.Load(), KeyShared: p.shared.Load(), Since: p.life.since,
 		Heard: p.lastHeard(), RTT: p.rtt, PathMTU: p.mtu.working, BootID: p.boot.Load(),
 		Endpoint: dev.endpoint, LastHandshake: dev.handshake, RxBytes: dev.rx, TxBytes: dev.tx,
 		Flows: p.nic.Flows(),
@@ -310,6 +314,9 @@ func (p *Peer) ceiling() int {
 func (p *Peer) sendEcho(id uint16, size int) {
 	p.mu.Lock()
 	p.seq++
+	if id == echoIDLiveness {
+		p.asked = p.seq
+	}
 	e := echo{id: id, seq: p.seq, flags: p.tunnel.ourFlags(), boot: p.tunnel.boot, sent: p.tunnel.clock(time.Now())}
 	p.mu.Unlock()
 	p.tunnel.outbox.control(appendEcho(nil, p.tunnel.overlay, p.overlay, e, size))
@@ -342,12 +349,17 @@ func (p *Peer) lastHeard() time.Time {
 // introduced takes in what an echo request says of its sender.
 func (p *Peer) introduced(e echo) {
 	if old := p.boot.Swap(e.boot); old != 0 && old != e.boot {
+		// A boot id never comes back, but from a second machine that has the
+		// same key: the two take the session from each other in turns.
+		if p.bootBefore.Swap(old) == e.boot && !p.shared.Swap(true) {
+			p.news.Store(true)
+		}
 		p.rebooted.Store(true)
 		p.tunnel.nudge()
 	}
 	draining := e.flags&flagDraining != 0
 	if p.draining.Swap(draining) != draining {
-		p.drainNews.Store(true)
+		p.news.Store(true)
 		p.tunnel.nudge()
 	}
 	leaving := e.flags&flagLeaving != 0
@@ -355,6 +367,10 @@ func (p *Peer) introduced(e echo) {
 		p.tunnel.nudge()
 	}
 }
+
+// freshEchoes is how many echoes may have been sent since the one whose answer
+// counts as a measurement: a path of two seconds is still measured.
+const freshEchoes = 2
 
 // echoReply takes the answer to an echo of ours, n bytes long on the overlay.
 func (p *Peer) echoReply(e echo, n int, now time.Time) {
@@ -369,7 +385,9 @@ func (p *Peer) echoReply(e echo, n int, now time.Time) {
 		p.tunnel.nudge()
 	case echoIDLiveness:
 		sample := time.Duration(p.tunnel.clock(now) - e.sent)
-		if sample < 0 || sample > time.Minute {
+		// After a pause the other end answers all that had queued up; only
+		// the newest echoes tell of the path.
+		if sample < 0 || p.asked-e.seq > freshEchoes {
 			return
 		}
 		if p.rtt == 0 {

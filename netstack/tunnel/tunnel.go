@@ -68,7 +68,8 @@ type Config struct {
 	// default DefaultInnerSources. Both ends must agree on it.
 	InnerSources netip.Prefix
 
-	// OnPeer is told that a peer came up, went down or began to drain. It is
+	// OnPeer is told that a peer came up, went down, began or ceased to drain,
+	// or that two machines use its key. It is
 	// called on one goroutine, in order, and must not block or call Close.
 	// Optional.
 	OnPeer func(*Peer, PeerState)

@@ -425,6 +425,22 @@ func TestRestartedEdgeIsFoundAgain(t *testing.T) {
 	}
 }
 
+func TestKeyOfTwoMachinesIsNoticed(t *testing.T) {
+	e := newEdge(t, newKey(t), "127.0.0.1:0")
+	c, p := join(t, e, e.network(t, "berlin"), "b1", handlers{}, "10.0.0.0/8")
+	say := func(boot uint64) {
+		e.admit(appendEcho(nil, p.Overlay(), e.Overlay(), echo{id: echoIDLiveness, boot: boot}, 0), time.Now())
+	}
+	say(1) // restarted
+	say(3) // and again
+	if p.State().KeyShared {
+		t.Error("two restarts were taken for two machines")
+	}
+	say(1)
+	e.await(t, "it is noticed", func() bool { return p.State().KeyShared })
+	c.Close()
+}
+
 func TestPathMTUIsProbed(t *testing.T) {
 	e := newEdge(t, newKey(t), "127.0.0.1:0")
 	c, p := join(t, e, e.network(t, "berlin"), "b1", handlers{}, "10.0.0.0/8")

@@ -98,7 +98,7 @@ func (p *Peer) tick(s *pass) {
 		probe = p.mtu.step(now)
 	}
 	mtu := p.mtu.working
-	drained := p.drainNews.Swap(false)
+	news := p.news.Swap(false)
 	p.suspect.Store(p.life.misses > 0)
 	shut := d.down || open && !p.life.alive // the latter: opened by a packet that brings nobody back
 	p.mu.Unlock()
@@ -115,7 +115,7 @@ func (p *Peer) tick(s *pass) {
 	if probe > 0 {
 		p.sendEcho(echoIDPathMTU, probe+shimLen)
 	}
-	if (d.up || d.down || drained) && p.tunnel.cfg.OnPeer != nil {
+	if (d.up || d.down || news) && p.tunnel.cfg.OnPeer != nil {
 		p.tunnel.cfg.OnPeer(p, p.State())
 	}
 }
