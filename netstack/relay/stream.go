@@ -18,7 +18,8 @@ const (
 
 	// blockedCheck is tuning: a side that aborts while the other does not read
 	// is noticed within this time. It costs a poll of the source, and only
-	// while a write is blocked.
+	// while a write is blocked, or after the end of a source that is no kernel
+	// socket.
 	blockedCheck = time.Second
 )
 
@@ -69,7 +70,7 @@ type pipe struct {
 	moved    int64
 
 	ended   atomic.Bool // src's end was passed on
-	writing atomic.Bool // a write to dst is under way
+	writing atomic.Bool // a write to dst is under way, or src has ended and may still abort
 	check   time.Duration
 	blocked *time.Timer // looks after src while writing; made when first needed, guarded by s.mu
 }
@@ -151,7 +152,7 @@ func (p *pipe) write(b []byte) bool {
 }
 
 // watchSource starts the look-out for a failure of src: nobody reads from it
-// while this direction is blocked in a write to dst.
+// while this direction is blocked in a write to dst, or once src has ended.
 func (p *pipe) watchSource() {
 	if p.in.raw == nil && p.reporter == nil {
 		return
@@ -211,6 +212,7 @@ func (p *pipe) end(back *pipe) {
 	}
 	// src said its last word but may still abort, and nobody reads from it.
 	if p.in.raw == nil {
+		p.watchSource() // goes on until the flow has ended
 		return
 	}
 	if err := p.in.waitFailure(); err != nil {

@@ -151,6 +151,23 @@ func TestAbortAfterHalfClose(t *testing.T) {
 
 // While one direction is blocked in a write, nobody reads from its source:
 // the source's abort must be noticed all the same.
+// The same where the side that ended is no kernel socket, as behind the tunnel.
+func TestAbortAfterHalfCloseOutsideTheKernel(t *testing.T) {
+	a, client := tcpPair(t)
+	defer client.Close()
+	b, origin := memnet.Pipe()
+	done := make(chan Result, 1)
+	go func() { done <- Copy(context.Background(), a, b, Options{blockedCheck: time.Millisecond}) }()
+	if err := origin.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	expectEnd(t, client)
+	origin.Abort()
+	if res := <-done; res.End != EndFailed || res.Side != SideB {
+		t.Errorf("ended %v, side %v, %v", res.End, res.Side, res.Err)
+	}
+}
+
 func TestAbortIsNoticedWhileAWriteIsBlocked(t *testing.T) {
 	o := Options{blockedCheck: time.Millisecond}
 	overMixes(t, o, func(t *testing.T, r *rig) {

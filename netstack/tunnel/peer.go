@@ -186,8 +186,15 @@ func (t *Tunnel) newPeer(p *Peer, psk wgtypes.Key, endpoint netip.AddrPort, sour
 		return fmt.Errorf("adding WireGuard peer %q: %w", p.name, err)
 	}
 	t.mu.Lock()
-	t.peers[p.key] = p // visible to watch only now that it is whole
+	closed := t.closed
+	if !closed {
+		t.peers[p.key] = p // visible to watch only now that it is whole
+	}
 	t.mu.Unlock()
+	if closed { // meanwhile
+		p.Remove()
+		return ErrClosed
+	}
 	t.nudge()
 	return nil
 }
