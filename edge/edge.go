@@ -35,6 +35,7 @@ import (
 	"github.com/warrenmesh/warren/edge/monitor"
 	"github.com/warrenmesh/warren/edge/observe"
 	"github.com/warrenmesh/warren/host"
+	"github.com/warrenmesh/warren/netstack/drops"
 	"github.com/warrenmesh/warren/netstack/tunnel"
 )
 
@@ -79,6 +80,7 @@ type Edge struct {
 
 	metricsAt net.Addr // where /metrics is served; nil: nowhere
 	relayed   relayDrops
+	dropped   drops.Counter // flows, by the walk itself
 	flowID    atomic.Uint64
 	current   atomic.Pointer[snapshot]
 
@@ -268,6 +270,7 @@ func (e *Edge) registerMetrics() {
 	m.AddDrops(e.ingress.Drops)
 	m.AddDrops(e.dns.Drops)
 	m.AddDrops(e.relayed.report)
+	m.AddDrops(e.reportDrops)
 	if e.observer.Log != nil {
 		m.AddDrops(e.observer.Log.Drops)
 	}

@@ -2,10 +2,13 @@ package edge
 
 import (
 	"fmt"
+	"net"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/warrenmesh/warren/edge/ingress"
 	"github.com/warrenmesh/warren/netstack"
 )
 
@@ -74,5 +77,26 @@ func TestReloadWarnsWhoAsked(t *testing.T) {
 	}
 	if len(result.Warnings) != 1 || !strings.Contains(result.Warnings[0], "count as down: 1") {
 		t.Errorf("warnings %q, want one of a check that has told nothing", result.Warnings)
+	}
+}
+
+// TestListenerGone: a flow that a reload catches between Accept and its route
+// is reset, and counted where the flow log cannot have it.
+func TestListenerGone(t *testing.T) {
+	w := startWorld(t, network("berlin")+appTo("web", "berlin/10.0.0.10:7"))
+	spec := w.current.Load().cfg.IngressSpecs()[0]
+	w.write(network("berlin"))
+	if _, err := w.admin.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	client, conn := net.Pipe()
+	defer client.Close()
+	w.walk(t.Context(), ingress.Accepted{Conn: conn, Spec: spec, At: time.Now()})
+	if _, err := client.Read(make([]byte, 1)); err == nil {
+		t.Error("the flow goes on")
+	}
+	const want = `warren_drops_total{where="edge",why="listener_gone"} 1`
+	if _, text := w.get("/metrics"); !strings.Contains(text, want) {
+		t.Errorf("no %s in /metrics", want)
 	}
 }

@@ -40,6 +40,7 @@ func (e *Edge) walk(ctx context.Context, in ingress.Accepted) {
 
 	app, offset, ok := now.routes.Match(in.Spec.Network, in.Spec.Addr, in.Spec.App)
 	if !ok { // its listener was removed between Accept and here
+		e.dropped.Add(dropListenerGone, 1)
 		netx.Abort(in.Conn)
 		return
 	}
@@ -124,6 +125,15 @@ func (e *Edge) carry(ctx context.Context, f *flow.Flow, client, origin net.Conn,
 		return ended(ctx, relay.Datagrams(ctx, client, origin, terms))
 	}
 	return ended(ctx, relay.Copy(ctx, client, origin, terms))
+}
+
+// dropListenerGone is why a flow was dropped that has no app, and so no line
+// in the flow log: a reload removed its listener before it was routed.
+const dropListenerGone = "listener_gone"
+
+// reportDrops yields the flows that the walk itself dropped.
+func (e *Edge) reportDrops(yield func(where, why string, n uint64)) {
+	yield("edge", dropListenerGone, e.dropped.Count(dropListenerGone))
 }
 
 // relayDrops counts the datagrams that one side of a flow could not take.
