@@ -42,8 +42,13 @@ type appTable struct {
 	// UDPIdle ends a UDP session without a datagram for so long. Default: 210s;
 	// 1s to 24h.
 	UDPIdle time.Duration `toml:"udp_idle" default:"210s" range:"1s..24h"`
+	// TCPFlows is how many TCP connections each of its ports may have at a
+	// time; one source, an IPv4 address or an IPv6 /64, has a quarter of that
+	// at most. Default: 65536; 1 to 1000000.
+	TCPFlows int `toml:"tcp_flows" default:"65536" range:"1..1000000"`
 	// UDPSessions is how many UDP sessions each of its ports may have at a
-	// time. Default: 65536; 1 to 1000000.
+	// time; one source has a quarter of that at most. Default: 65536; 1 to
+	// 1000000.
 	UDPSessions int `toml:"udp_sessions" default:"65536" range:"1..1000000"`
 
 	ProxyProtocol strict.Unsupported `toml:"proxy_protocol" hint:"the flow log names the client"`
@@ -93,6 +98,14 @@ func (a *appTable) checkListen(doc *strict.Doc, path string) {
 			doc.Add(at, "a range of ports needs an origin with a range", `write origin = "network/ip:first-last", or list the ports one by one`)
 		}
 	}
+}
+
+// maxFlows is the bound of each of its listeners.
+func (a *appTable) maxFlows(network string) int {
+	if network == "udp" {
+		return a.UDPSessions
+	}
+	return a.TCPFlows
 }
 
 // App is a public service, ready for its rooms.
@@ -196,7 +209,7 @@ func (l *loader) listeners(i int, t appTable) []Listener {
 					} else {
 						seen[key] = true
 					}
-					ls.App, ls.Entry, ls.UDPIdle, ls.MaxSessions = t.Name, entry, t.UDPIdle, t.UDPSessions
+					ls.App, ls.Entry, ls.UDPIdle, ls.MaxFlows = t.Name, entry, t.UDPIdle, t.maxFlows(p.Network)
 					out = append(out, ls)
 				}
 			}

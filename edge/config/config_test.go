@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -130,7 +131,7 @@ func TestFull(t *testing.T) {
 	listener := func(app, bind, advertise, address string, offset uint16) Listener {
 		return Listener{
 			Spec: ingress.Spec{App: app, Network: "tcp", Addr: netip.MustParseAddrPort(bind), Advertise: netip.MustParseAddrPort(advertise),
-				UDPIdle: 210 * time.Second, MaxSessions: 65536},
+				UDPIdle: 210 * time.Second, MaxFlows: 65536},
 			Address: address, Offset: offset,
 		}
 	}
@@ -254,6 +255,40 @@ func TestDefaults(t *testing.T) {
 				t.Errorf("defaults are wrong: %+v", cfg)
 			}
 		})
+	}
+}
+
+// TestFlowBounds: each network has its own bound, whichever of them are set.
+func TestFlowBounds(t *testing.T) {
+	const app = "version = 1\n[[address]]\nname='a'\nadvertise=['127.0.0.1']\n[[network]]\nname='n'\n" +
+		"[[app]]\nname='x'\nlisten=['tcp/7', 'udp/7']\norigin='n/10.0.0.1:7'\n"
+	for _, tt := range []struct {
+		name, keys string
+		tcp, udp   int
+	}{
+		{"neither", "", 65536, 65536},
+		{"TCP", "tcp_flows = 10\n", 10, 65536},
+		{"UDP", "udp_sessions = 20\n", 65536, 20},
+		{"both", "tcp_flows = 1000000\nudp_sessions = 1\n", 1000000, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg, err := parseText(t, app+tt.keys)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := map[string]int{}
+			for _, spec := range cfg.IngressSpecs() {
+				got[spec.Network] = spec.MaxFlows
+			}
+			if got["tcp"] != tt.tcp || got["udp"] != tt.udp {
+				t.Errorf("%v, want tcp %d, udp %d", got, tt.tcp, tt.udp)
+			}
+		})
+	}
+	for _, bad := range []string{"tcp_flows = 0\n", "tcp_flows = 1000001\n"} {
+		if _, err := parseText(t, app+bad); err == nil || !strings.Contains(err.Error(), "tcp_flows") {
+			t.Errorf("%q: %v", bad, err)
+		}
 	}
 }
 

@@ -77,7 +77,7 @@ func (s *Server) open(k key, spec Spec) (listener, error) {
 		if err != nil {
 			return nil, err
 		}
-		return &tcpListener{s: s, key: k, ln: ln, stop: make(chan struct{}), done: make(chan struct{})}, nil
+		return &tcpListener{s: s, key: k, ln: ln, stop: make(chan struct{}), done: make(chan struct{}), census: newCensus()}, nil
 	}
 	pc, err := s.Sockets.ListenPacket(s.ctx, spec.family(), address)
 	if err != nil {

@@ -83,7 +83,7 @@ func TestFloodOfSpoofedFlows(t *testing.T) {
 	}
 	const table, live = 1000, 50
 	in := make(chan Accepted, live)
-	s, l, _ := fakeListener(t, Spec{App: "dns", MaxSessions: table}, accepted(in))
+	s, l, _ := fakeListener(t, Spec{App: "dns", MaxFlows: table}, accepted(in))
 	client := func(i int) netip.AddrPort {
 		return netip.AddrPortFrom(netip.MustParseAddr("198.51.100.1"), uint16(1000+i))
 	}
@@ -188,8 +188,8 @@ func TestSessionQueueIsBounded(t *testing.T) {
 		}
 		<-socket.closed // the last session of a retired listener frees it
 		l.mu.Lock()
-		if len(l.sources) != 0 || len(l.sessions) != 0 {
-			t.Errorf("sources %v, sessions %v are left over", l.sources, l.sessions)
+		if len(l.census.sources) != 0 || l.census.flows != 0 || len(l.sessions) != 0 {
+			t.Errorf("%+v, sessions %v are left over", l.census, l.sessions)
 		}
 		l.mu.Unlock()
 	}

@@ -189,9 +189,9 @@ func (s *Server) forget(k key, l listener) {
 	}
 }
 
-// run calls the handler. The caller has added the flow to s.flows.
+// run calls the handler and sees to the end of its conn. The caller has the
+// flow in s.flows.
 func (s *Server) run(a Accepted) {
-	defer s.flows.Done()
 	defer a.Conn.Close()
 	s.handler(s.ctx, a)
 }

@@ -250,7 +250,7 @@ func TestAllProblemsAtOnce(t *testing.T) {
 		{App: "a", Network: "sctp", Addr: loopback},
 		{App: "b", Network: "tcp"},
 		{App: "c", Network: "udp", Addr: loopback, UDPIdle: -1},
-		{App: "d", Network: "udp", Addr: loopback, MaxSessions: -1},
+		{App: "d", Network: "udp", Addr: loopback, MaxFlows: -1},
 		{App: "e", Network: "udp", Addr: same},
 		{App: "f", Network: "udp", Addr: same},
 	})

@@ -8,8 +8,8 @@ const (
 	DropNoDescriptor  = "accept_no_descriptor" // a connection had to wait: the process is out of file descriptors
 	DropNoMemory      = "accept_no_memory"     // a connection had to wait: the kernel is out of memory
 	DropAcceptFailed  = "accept_failed"        // a connection was lost for another reason
-	DropTableFull     = "table_full"           // the listener has MaxSessions already
-	DropSourceFull    = "source_full"          // the client's source has MaxSessionsPerSource already
+	DropTableFull     = "table_full"           // the listener has MaxFlows already
+	DropSourceFull    = "source_full"          // the client's source has MaxFlowsPerSource already
 	DropSessionFull   = "session_full"         // the session holds enough unread datagrams
 	DropQueueFull     = "queue_full"           // all sessions together hold enough unread datagrams
 	DropRetired       = "retired"              // a datagram of no session at a listener that takes no new ones

@@ -22,19 +22,19 @@ type Spec struct {
 	// sees to it; ingress frees a session when its handler returns. Default
 	// DefaultUDPIdle.
 	UDPIdle time.Duration
-	// MaxSessions bounds the UDP sessions of this listener; a client beyond it
-	// gets no answer, those that have a session keep it. Default
-	// DefaultMaxSessions.
-	MaxSessions int
-	// MaxSessionsPerSource bounds those of one source: an IPv4 address, an
-	// IPv6 /64. Default a quarter of MaxSessions.
-	MaxSessionsPerSource int
+	// MaxFlows bounds the flows of this listener, TCP connections or UDP
+	// sessions. A client beyond it gets a RST, or with UDP no answer; those
+	// that have a flow keep it. Default DefaultMaxFlows.
+	MaxFlows int
+	// MaxFlowsPerSource bounds those of one source: an IPv4 address, an IPv6
+	// /64. Default a quarter of MaxFlows.
+	MaxFlowsPerSource int
 }
 
 // Defaults of Spec.
 const (
-	DefaultUDPIdle     = 210 * time.Second
-	DefaultMaxSessions = 65536
+	DefaultUDPIdle  = 210 * time.Second
+	DefaultMaxFlows = 65536
 )
 
 // withDefaults returns s with the defaults where it says nothing.
@@ -42,11 +42,11 @@ func (s Spec) withDefaults() Spec {
 	if s.UDPIdle == 0 {
 		s.UDPIdle = DefaultUDPIdle
 	}
-	if s.MaxSessions == 0 {
-		s.MaxSessions = DefaultMaxSessions
+	if s.MaxFlows == 0 {
+		s.MaxFlows = DefaultMaxFlows
 	}
-	if s.MaxSessionsPerSource == 0 {
-		s.MaxSessionsPerSource = max(s.MaxSessions/4, 1)
+	if s.MaxFlowsPerSource == 0 {
+		s.MaxFlowsPerSource = max(s.MaxFlows/4, 1)
 	}
 	if !s.Advertise.IsValid() {
 		s.Advertise = s.Addr
@@ -63,8 +63,8 @@ func (s Spec) Validate() error {
 		return fmt.Errorf("listening for app %q (%s): no address", s.App, s.Network)
 	case s.UDPIdle < 0:
 		return fmt.Errorf("listening on %q (%s, app %q): idle timeout %v is negative", s.Addr, s.Network, s.App, s.UDPIdle)
-	case s.MaxSessions < 0 || s.MaxSessionsPerSource < 0:
-		return fmt.Errorf("listening on %q (%s, app %q): a negative number of sessions", s.Addr, s.Network, s.App)
+	case s.MaxFlows < 0 || s.MaxFlowsPerSource < 0:
+		return fmt.Errorf("listening on %q (%s, app %q): a negative number of flows", s.Addr, s.Network, s.App)
 	}
 	return nil
 }

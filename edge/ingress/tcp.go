@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/warrenmesh/warren/netstack/netx"
 )
 
 // While accepting fails, the loop waits: first this long, then twice as long
@@ -29,6 +31,7 @@ type tcpListener struct {
 	ended   bool
 	stop    chan struct{} // closed by retire: ends a back-off
 	done    chan struct{} // closed when the accept loop has ended
+	census  census        // of connections
 }
 
 func (l *tcpListener) local() netip.AddrPort { return addrPort(l.ln.Addr()) }
@@ -115,6 +118,7 @@ func acceptFailure(err error) string {
 	return DropAcceptFailed
 }
 
+// take hands one connection out, or resets it where that is one too many.
 func (l *tcpListener) take(conn net.Conn) {
 	a := Accepted{
 		Conn:   conn,
@@ -123,8 +127,25 @@ func (l *tcpListener) take(conn net.Conn) {
 		Spec:   l.current(),
 		At:     time.Now(),
 	}
-	l.s.flows.Add(1)
-	go l.s.run(a)
+	l.mu.Lock()
+	why := l.census.enter(a.Client.Addr(), &a.Spec)
+	l.mu.Unlock()
+	if why != "" {
+		l.s.counts.drop(why)
+		netx.Abort(conn)
+		return
+	}
+	l.s.flows.Go(func() {
+		defer l.leave(a.Client.Addr())
+		l.s.run(a)
+	})
+}
+
+// leave ends the count of a connection whose descriptor is free again.
+func (l *tcpListener) leave(client netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.census.leave(client)
 }
 
 // addrPort returns the address of a TCP or UDP socket, unmapped.

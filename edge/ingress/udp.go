@@ -41,7 +41,7 @@ type udpListener struct {
 	closed   bool // the socket is closed
 	holds    int
 	sessions map[sessionKey]*session
-	sources  map[netip.Addr]int // sessions of each source
+	census   census // of sessions
 }
 
 // sessionKey is what makes datagrams a session: who sent them, and which of
@@ -56,7 +56,7 @@ func newUDPListener(s *Server, k key, pc net.PacketConn, spec Spec) (*udpListene
 	if !ok {
 		return nil, net.UnknownNetworkError(pc.LocalAddr().Network())
 	}
-	l := &udpListener{s: s, key: k, pc: socket, stop: make(chan struct{}), sessions: map[sessionKey]*session{}, sources: map[netip.Addr]int{}}
+	l := &udpListener{s: s, key: k, pc: socket, stop: make(chan struct{}), sessions: map[sessionKey]*session{}, census: newCensus()}
 	if u, ok := pc.(*net.UDPConn); ok {
 		_ = u.SetReadBuffer(socketBuffer)
 		_ = u.SetWriteBuffer(socketBuffer)
@@ -210,7 +210,11 @@ func (l *udpListener) dispatch(b, oob []byte, client netip.AddrPort) {
 		l.mu.Unlock()
 		why, _ = se.put(b)
 		l.count(why)
-		go l.s.run(Accepted{Conn: se, Client: client, Local: se.local, Spec: l.current(), At: time.Now()})
+		a := Accepted{Conn: se, Client: client, Local: se.local, Spec: l.current(), At: time.Now()}
+		go func() {
+			defer l.s.flows.Done()
+			l.s.run(a)
+		}()
 		return
 	}
 }
@@ -225,17 +229,14 @@ func (l *udpListener) count(why string) {
 // table loses no session that it has: what a flood fills it with ages out,
 // and the clients that were there go on.
 func (l *udpListener) beginLocked(k sessionKey) (*session, string) {
-	spec := l.spec.Load()
-	source := sourceOf(k.client.Addr())
 	switch {
 	case l.ended:
 		return nil, DropRetired
 	case k.client.Port() == 0 || !k.client.Addr().IsValid() || k.client.Addr().IsMulticast() || k.client.Addr().IsUnspecified():
 		return nil, DropBadSource
-	case len(l.sessions) >= spec.MaxSessions:
-		return nil, DropTableFull
-	case l.sources[source] >= spec.MaxSessionsPerSource:
-		return nil, DropSourceFull
+	}
+	if why := l.census.enter(k.client.Addr(), l.spec.Load()); why != "" {
+		return nil, why
 	}
 	local := l.local()
 	var reply []byte
@@ -245,7 +246,6 @@ func (l *udpListener) beginLocked(k sessionKey) (*session, string) {
 	}
 	se := newSession(l, k, local, reply)
 	l.sessions[k] = se
-	l.sources[source]++
 	return se, ""
 }
 
@@ -255,25 +255,9 @@ func (l *udpListener) remove(se *session) {
 	closing := false
 	if l.sessions[se.key] == se {
 		delete(l.sessions, se.key)
-		source := sourceOf(se.key.client.Addr())
-		if l.sources[source]--; l.sources[source] <= 0 {
-			delete(l.sources, source)
-		}
+		l.census.leave(se.key.client.Addr())
 		closing = l.closeLocked(false)
 	}
 	l.mu.Unlock()
 	l.finish(closing)
-}
-
-// sourceOf is the unit in which sources are counted: who has one IPv6 address
-// usually has its /64.
-func sourceOf(a netip.Addr) netip.Addr {
-	if a.Is4() {
-		return a
-	}
-	p, err := a.Prefix(64)
-	if err != nil {
-		return a
-	}
-	return p.Addr()
 }

@@ -60,7 +60,7 @@ func TestUDPSessionEndsWithItsHandler(t *testing.T) {
 		conns <- a.Conn
 	})
 	spec := udpSpec()
-	spec.MaxSessions = 1
+	spec.MaxFlows = 1
 	c := dial(t, "udp", listen(t, s, spec)["dns"])
 	ask(t, c, "one")
 	first := <-conns
@@ -122,8 +122,8 @@ func TestUDPTableIsBounded(t *testing.T) {
 		spec ingress.Spec
 		why  string
 	}{
-		{"table", ingress.Spec{MaxSessions: 2, MaxSessionsPerSource: 10}, "ingress/table_full"},
-		{"source", ingress.Spec{MaxSessions: 10, MaxSessionsPerSource: 2}, "ingress/source_full"},
+		{"table", ingress.Spec{MaxFlows: 2, MaxFlowsPerSource: 10}, "ingress/table_full"},
+		{"source", ingress.Spec{MaxFlows: 10, MaxFlowsPerSource: 2}, "ingress/source_full"},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

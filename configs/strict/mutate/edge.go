@@ -108,6 +108,7 @@ allow = ["127.0.0.0/8", "::1/128"]
 deny = ["192.0.2.0/24"]
 tcp_idle = "1h"
 udp_idle = "1m"
+tcp_flows = 1000
 udp_sessions = 1000
 `
 
