@@ -140,8 +140,9 @@ func (c *Connector) serveTCP(e *edge, r TCPRequest) {
 	}))
 }
 
-// serveUDP carries one UDP flow, until it is idle or one side is gone. When
-// the origin says that nobody listens there, the edge is told.
+// serveUDP carries one UDP flow, until it is idle, the edge ends its session,
+// or one side is gone. When the origin says that nobody listens there, the
+// edge is told.
 func (c *Connector) serveUDP(e *edge, r UDPRequest) {
 	if !c.begin(e, "udp", r) {
 		return
@@ -166,6 +167,10 @@ func (c *Connector) serveUDP(e *edge, r UDPRequest) {
 	})
 	if res.End == relay.EndFailed && res.Side == relay.SideB {
 		inner.Unreachable(res.Err)
+	}
+	if res.End == relay.EndFailed && res.Side == relay.SideA && errors.Is(res.Err, netx.ErrRefused) {
+		// The edge's session is over: how a UDP flow ends in order.
+		res.End, res.Err = relay.EndOrderly, nil
 	}
 	c.ended(e, "udp", r, res)
 }

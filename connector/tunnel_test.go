@@ -134,6 +134,33 @@ func TestDatagramsThroughTheTunnel(t *testing.T) {
 	}
 }
 
+// A session that the edge ends gives its place back at once, not after the
+// connector's own idle time.
+func TestDatagramSessionsEndWithTheEdge(t *testing.T) {
+	b := newRealBench(t)
+	b.alias("udp/10.0.0.53:53", echoUDP(t))
+	b.spec.MaxUDPFlows = 1
+	e := startOne(t, b)
+	buf := make([]byte, 16)
+	for i := range 3 {
+		c := e.mustDial(t, "udp", "10.0.0.53:53")
+		if _, err := io.WriteString(c, "query"); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := c.Read(buf); string(buf[:n]) != "query" || err != nil {
+			t.Fatalf("session %d reads %q, %v", i, buf[:n], err)
+		}
+		_ = c.Close()
+		await(t, "the flow ends", func() bool { return b.c.Status().UDPFlows == 0 })
+	}
+	if got := b.log.with("end=orderly err=<nil>"); len(got) != 3 {
+		t.Errorf("the log says %q, want three orderly ends", b.log.with("flow"))
+	}
+	if got := b.log.with("flow failed"); len(got) != 0 {
+		t.Errorf("the log blames somebody: %q", got)
+	}
+}
+
 func TestEdgeRestarts(t *testing.T) {
 	b := newRealBench(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -200,6 +200,7 @@ func (n *NIC) dialUDP(remote netip.AddrPort) (*UDPConn, error) {
 		return nil, err
 	}
 	c := newUDPConn(n, ep, wq)
+	c.dialled = true
 	if err := n.index.claim(protoUDP, remote, c, &c.key); err != nil {
 		ep.Close()
 		return nil, err

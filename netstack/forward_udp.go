@@ -144,6 +144,23 @@ func (f *udpForwarder) run(r *UDPRequest) {
 	r.Reject(netx.ErrUnreachable)
 }
 
+// tell passes an ICMP error on to the flow that waits for its handler's answer,
+// or was accepted since the caller looked for it. It reports false where there
+// is none: a UDP flow that is over here.
+func (f *udpForwarder) tell(nic *NIC, key flowKey, err error) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if r := f.pending[key]; r != nil {
+		r.told = err
+		return true
+	}
+	ep := nic.index.find(key)
+	if ep != nil {
+		ep.unreachable(err)
+	}
+	return ep != nil
+}
+
 // release takes r out of those that wait and drops what it kept.
 func (f *udpForwarder) release(r *UDPRequest) {
 	f.mu.Lock()
@@ -176,6 +193,7 @@ type UDPRequest struct {
 	quoted    []byte
 	answered  bool
 
+	told      error                 // guarded by forwarder.mu; what an ICMP error said meanwhile
 	bytes     int                   // guarded by forwarder.mu
 	datagrams []*stack.PacketBuffer // guarded by forwarder.mu; a reference each
 }
@@ -222,7 +240,7 @@ func (r *UDPRequest) accept() (*UDPConn, error) {
 	}
 	tuneMTU(ep)
 	c := newUDPConn(r.nic, ep, wq)
-	c.key = r.key
+	c.key, c.told = r.key, r.told
 	c.watch()
 	if !r.nic.index.add(c.key, c) {
 		c.Abort()

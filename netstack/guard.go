@@ -10,6 +10,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/warrenmesh/warren/netstack/netx"
 )
 
 // Why a packet was dropped at the NIC, before gVisor saw it.
@@ -208,6 +210,19 @@ func (in *inbound) deliverWhole(protocol tcpip.NetworkProtocolNumber, head []byt
 	in.next.DeliverNetworkPacket(protocol, pkt)
 }
 
+// handleLateICMP deals with an error about no flow of the index. The end of a
+// UDP flow that the peer dialled is no such thing: it comes for each one, also
+// where this side was quicker to forget it.
+func (n *NIC) handleLateICMP(e icmpError) string {
+	if !n.stack.cfg.Promiscuous || e.flow.proto != protoUDP || e.mtu != 0 {
+		return whyICMPUnknown
+	}
+	if n.stack.udp.tell(n, e.flow, e.err) || e.err == netx.ErrRefused {
+		return ""
+	}
+	return whyICMPUnknown
+}
+
 // handleICMP tells the flow that an ICMP error is about. Only flows of this
 // NIC are looked at: what a connector quotes of another's flows is dropped.
 func (n *NIC) handleICMP(e icmpError, why string) string {
@@ -216,7 +231,7 @@ func (n *NIC) handleICMP(e icmpError, why string) string {
 	}
 	ep := n.index.find(e.flow)
 	if ep == nil {
-		return whyICMPUnknown
+		return n.handleLateICMP(e)
 	}
 	if e.mtu == 0 {
 		ep.unreachable(e.err)

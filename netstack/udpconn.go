@@ -19,17 +19,24 @@ import (
 // travels in fragments where the path is smaller), one Read returns one and
 // drops what does not fit. What an ICMP error says is returned by one Read,
 // after the datagrams that came before it; the conn remains usable.
+//
+// When a dialled flow that sent anything ends, its peer is told that nobody
+// listens any more (port unreachable), so that it does not keep its side, and
+// what stands behind it, for an idle time of its own. An accepted flow ends in
+// silence: the peer's next datagram begins another.
 type UDPConn struct {
-	nic   *NIC
-	ep    tcpip.Endpoint
-	wq    *waiter.Queue
-	key   flowKey
-	entry waiter.Entry
-	r, w  direction
+	nic     *NIC
+	ep      tcpip.Endpoint
+	wq      *waiter.Queue
+	key     flowKey
+	dialled bool
+	entry   waiter.Entry
+	r, w    direction
 
 	in  tcpip.SliceWriter // the slice being read into; guarded by r.op
 	out bytes.Reader      // the datagram being written; guarded by w.op
 
+	sent   atomic.Bool // a datagram may have left
 	closed atomic.Bool
 	mu     sync.Mutex // guards what follows
 	failed error      // ErrAborted once the NIC has gone
@@ -136,6 +143,9 @@ func (c *UDPConn) Write(b []byte) (int, error) {
 			return 0, c.opError("write", err)
 		}
 		c.w.clear()
+		if !c.sent.Load() {
+			c.sent.Store(true)
+		}
 		c.out.Reset(b)
 		_, err := c.ep.Write(&c.out, tcpip.WriteOptions{})
 		switch err.(type) {
@@ -198,11 +208,21 @@ func (c *UDPConn) abort(cause error) {
 
 func (c *UDPConn) end() {
 	c.ep.Close()
+	c.farewell()
 	c.r.stop()
 	c.w.stop()
 	c.r.signal()
 	c.w.signal()
 	c.nic.index.remove(c.key, c)
+}
+
+// farewell ends the peer's side of a dialled flow. Nothing repeats it where it
+// is lost: the peer's idle time is there for that. It does not wait, since a
+// link drops ICMP that it has no room for.
+func (c *UDPConn) farewell() {
+	if c.dialled && c.sent.Swap(false) {
+		c.Unreachable(netx.ErrRefused)
+	}
 }
 
 // unreachable implements endpoint.
