@@ -142,7 +142,7 @@ func TestStop(t *testing.T) {
 		if _, err := live.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("the flow that was cut read %v, want a reset", err)
 		}
-		if l := w.flows("web", 1)[0]; l.Status != 200 || l.Why != errGraceOver.Error() {
+		if l := w.flows("web", 1)[0]; l.Status != 498 || l.Why != errGraceOver.Error() {
 			t.Errorf("the flow that was cut: %+v", l)
 		}
 	})

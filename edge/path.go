@@ -31,6 +31,8 @@ const (
 //	ingress.Accept → route.Match → policy.Decide → balance.Pick → network.Dial
 //	               → relay.Copy → observe.Done
 //
+// Of UDP, policy has decided before that: see admit.
+//
 // The flow keeps the config that it began with; which connectors serve a
 // network is always the present's to say.
 func (e *Edge) walk(ctx context.Context, in ingress.Accepted) {
@@ -67,6 +69,18 @@ func (e *Edge) walk(ctx context.Context, in ingress.Accepted) {
 	f.Done(time.Now(), status, why)
 }
 
+// admit says whether a UDP client may begin a session, by the rules that walk
+// asks too. It comes before the session, so that sources which anyone can
+// forge fill neither the table of sessions nor the flow log.
+func (e *Edge) admit(spec *ingress.Spec, client netip.Addr) bool {
+	app, _, ok := e.current.Load().routes.Match(spec.Network, spec.Addr, spec.App)
+	if !ok {
+		return true // its listener goes just now: walk counts that
+	}
+	verdict, _ := app.rules.Decide(client)
+	return verdict == policy.Allow
+}
+
 // connect picks endpoints until one accepts. No byte of the client has been
 // read, so a failure costs nothing but time.
 func (e *Edge) connect(ctx context.Context, d *balance.Director, pools []string, f *flow.Flow, entry *observe.Entry) (net.Conn, flow.Status, string) {
@@ -77,7 +91,11 @@ func (e *Edge) connect(ctx context.Context, d *balance.Director, pools []string,
 		status = flow.StatusNoEndpoint
 		why    string
 	)
-	for try := 0; try < connectTries && ctx.Err() == nil; try++ {
+	for try := range connectTries {
+		if ctx.Err() != nil {
+			status, why = failed(ctx, ctx.Err())
+			break
+		}
 		pick, reason, ok := d.Pick(pools, func(ep balance.Endpoint) bool { return contains(tried, ep) })
 		if !ok {
 			if try == 0 {
@@ -155,7 +173,7 @@ func (d *relayDrops) report(yield func(where, why string, n uint64)) {
 // failed maps a dial that failed to the flow's status.
 func failed(ctx context.Context, err error) (flow.Status, string) {
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, netx.ErrTimedOut) {
-		return flow.StatusClientGone, cause.Error()
+		return flow.StatusCut, cause.Error()
 	}
 	switch netx.Classify(err) {
 	case netx.ErrRefused:
@@ -179,7 +197,7 @@ func ended(ctx context.Context, res relay.Result) (flow.Status, string) {
 	case relay.EndIdle:
 		return flow.StatusClosed, "idle timeout"
 	case relay.EndCanceled:
-		return flow.StatusClosed, context.Cause(ctx).Error()
+		return flow.StatusCut, context.Cause(ctx).Error()
 	}
 	if res.Side == relay.SideA {
 		return flow.StatusClientGone, res.Err.Error()

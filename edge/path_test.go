@@ -138,7 +138,7 @@ func TestEnds(t *testing.T) {
 		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("the client of a killed flow read %v, want a reset", err)
 		}
-		if got := w.flows("killed", 1)[0]; got.Status != 200 || got.Why != errKilled.Error() {
+		if got := w.flows("killed", 1)[0]; got.Status != 498 || got.Why != errKilled.Error() {
 			t.Errorf("status %d, %q", got.Status, got.Why)
 		}
 		if err := w.admin.KillFlow(t.Context(), list.Flows[0].ID); err == nil {
@@ -247,7 +247,8 @@ func TestUDP(t *testing.T) {
 	key := newKey(t)
 	w := startWorld(t, network("berlin")+connector("berlin-1", "berlin", key, "10.0.0.0/24")+
 		"[[app]]\nname = \"dns\"\nlisten = [\"udp/0\"]\norigin = \"berlin/10.0.0.53:7\"\nudp_idle = \"1s\"\n"+
-		"[[app]]\nname = \"closed\"\nlisten = [\"udp/0\"]\norigin = \"berlin/10.0.0.53:9\"\n")
+		"[[app]]\nname = \"closed\"\nlisten = [\"udp/0\"]\norigin = \"berlin/10.0.0.53:9\"\n"+
+		"[[app]]\nname = \"denied\"\nlisten = [\"udp/0\"]\norigin = \"berlin/10.0.0.53:7\"\ndeny = [\"127.0.0.0/8\"]\n")
 	w.startSite("berlin-1", key, nil)
 	conn := w.dialApp("dns", "udp")
 	sizes := []int{1, 1400, 20_000, 65_507}
@@ -273,6 +274,19 @@ func TestUDP(t *testing.T) {
 	}
 	if l := w.flows("closed", 1)[0]; l.Status != 520 {
 		t.Errorf("a session to a closed port ended with %d, %q, want 520", l.Status, l.Why)
+	}
+	denied := w.dialApp("denied", "udp")
+	for range 3 {
+		if _, err := io.WriteString(denied, "let me in"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await(t, "three datagrams that are denied", func() bool {
+		_, text := w.get("/metrics")
+		return strings.Contains(text, `warren_drops_total{where="ingress",why="denied"} 3`)
+	})
+	if l := w.flows("denied", 0); len(l) > 0 {
+		t.Errorf("denied datagrams, whose source can be forged, are in the flow log: %+v", l)
 	}
 }
 

@@ -13,6 +13,7 @@ const (
 	StatusClosed      Status = 200 // ended in order, or idle for its whole idle timeout
 	StatusDenied      Status = 403 // refused by policy
 	StatusOriginGone  Status = 449 // the private side aborted
+	StatusCut         Status = 498 // the edge ended it: an operator's word, or its own stop
 	StatusClientGone  Status = 499 // the client aborted
 	StatusRefused     Status = 520 // the endpoint refused the connection
 	StatusUnreachable Status = 521 // the endpoint is unreachable, or the connector's guard denied it
@@ -33,6 +34,8 @@ func (s Status) String() string {
 		return "denied"
 	case StatusOriginGone:
 		return "origin gone"
+	case StatusCut:
+		return "cut"
 	case StatusClientGone:
 		return "client gone"
 	case StatusRefused:
