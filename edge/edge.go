@@ -151,6 +151,7 @@ func (e *Edge) open(cfg *config.Config) (err error) {
 	}
 	e.nets.init(e.tunnel)
 	e.ingress = ingress.New(e.log, e.walk)
+	e.ingress.Admit = e.admit
 	e.monitor = monitor.New(monitor.Deps{Dial: e.dialCheck, OnChange: e.onHealth})
 	e.dns = dnsd.New(dnsd.Spec{}, &e.zones, e.log)
 	e.registerMetrics()

@@ -126,6 +126,74 @@ func TestFloodOfSpoofedFlows(t *testing.T) {
 	}
 }
 
+// A flood from sources that are denied is counted and leaves no trace: no
+// session, no flow, no byte held. Who is not denied is served in its midst.
+func TestFloodOfDeniedSources(t *testing.T) {
+	const flood, live = 50_000, 10
+	in := make(chan Accepted, live+1)
+	s, l, _ := fakeListener(t, Spec{App: "dns", MaxFlows: live}, accepted(in))
+	welcome := netip.MustParsePrefix("198.51.100.0/24")
+	s.Admit = func(spec *Spec, client netip.Addr) bool {
+		if spec.App != "dns" {
+			t.Errorf("asked for app %q", spec.App)
+		}
+		return welcome.Contains(client)
+	}
+	b := make([]byte, 100)
+	for i := range uint32(flood) {
+		l.dispatch(b, nil, spoofed(i))
+		if i%(flood/live) == 0 {
+			l.dispatch(b, nil, netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i / (flood / live))}), 1000))
+			if a := <-in; !welcome.Contains(a.Client.Addr()) {
+				t.Fatalf("%v has a session", a.Client)
+			}
+		}
+	}
+	l.mu.Lock()
+	if len(l.sessions) != live || l.census.flows != live || len(l.census.sources) != live {
+		t.Errorf("%d sessions, census %+v, want %d", len(l.sessions), l.census, live)
+	}
+	l.mu.Unlock()
+	if held, want := s.queued.Load(), int64(live*(len(b)+datagramOverhead)); held != want {
+		t.Errorf("%d bytes held, want %d", held, want)
+	}
+	s.Drops(func(_, why string, n uint64) {
+		if want := map[string]uint64{DropDenied: flood}[why]; n != want {
+			t.Errorf("%s: %d, want %d", why, n, want)
+		}
+	})
+	client := spoofed(1)
+	if n := testing.AllocsPerRun(1000, func() { l.dispatch(b, nil, client) }); n > 0 {
+		t.Errorf("%v allocations for a denied datagram, want none", n)
+	}
+}
+
+// A client that a reload denies keeps the session that it has.
+func TestDeniedLaterKeepsItsSession(t *testing.T) {
+	in := make(chan Accepted, 1)
+	s, l, _ := fakeListener(t, Spec{App: "dns"}, accepted(in))
+	allowed := true
+	s.Admit = func(*Spec, netip.Addr) bool { return allowed }
+	client := netip.MustParseAddrPort("198.51.100.1:1000")
+	l.dispatch([]byte("one"), nil, client)
+	a := <-in
+	allowed = false
+	l.dispatch([]byte("two"), nil, client)
+	buf := make([]byte, 8)
+	for _, want := range []string{"one", "two"} {
+		if n, err := a.Conn.Read(buf); err != nil || string(buf[:n]) != want {
+			t.Errorf("read %q, %v, want %q", buf[:n], err, want)
+		}
+	}
+	_ = a.Conn.Close()
+	l.dispatch([]byte("three"), nil, client)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.sessions) != 0 {
+		t.Error("a denied client began another session")
+	}
+}
+
 // Sessions that nobody reads yet cannot take all the room there is.
 func TestFloodLeavesRoomForLiveSessions(t *testing.T) {
 	in := make(chan Accepted, 1)

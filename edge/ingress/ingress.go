@@ -60,6 +60,16 @@ var ErrStopped = errors.New("the server accepts no more flows")
 type Server struct {
 	// Sockets, where set before the first Prepare, replaces the kernel's.
 	Sockets Sockets
+	// Admit, where set before the first Prepare, says whether a client may
+	// begin a UDP session at a listener. A datagram of one that may not is
+	// counted as DropDenied and costs nothing else: its source can be forged,
+	// so a flood of them must not fill the table, nor the log. Sessions that
+	// run are not asked about again. It is called for each such datagram, with
+	// locks held: it must be quick and not call the Server.
+	//
+	// Of a TCP connection, whose client is who it says, only the handler
+	// decides.
+	Admit func(spec *Spec, client netip.Addr) bool
 
 	log     *slog.Logger
 	handler Handler

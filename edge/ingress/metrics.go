@@ -10,6 +10,7 @@ const (
 	DropAcceptFailed  = "accept_failed"        // a connection was lost for another reason
 	DropTableFull     = "table_full"           // the listener has MaxFlows already
 	DropSourceFull    = "source_full"          // the client's source has MaxFlowsPerSource already
+	DropDenied        = "denied"               // a datagram of a client that may not begin a session
 	DropSessionFull   = "session_full"         // the session holds enough unread datagrams
 	DropQueueFull     = "queue_full"           // all sessions together hold enough unread datagrams
 	DropRetired       = "retired"              // a datagram of no session at a listener that takes no new ones
@@ -19,7 +20,7 @@ const (
 
 var dropReasons = [...]string{
 	DropNoDescriptor, DropNoMemory, DropAcceptFailed, DropTableFull, DropSourceFull,
-	DropSessionFull, DropQueueFull, DropRetired, DropBadSource, DropReceiveFailed,
+	DropDenied, DropSessionFull, DropQueueFull, DropRetired, DropBadSource, DropReceiveFailed,
 }
 
 // counters has one number for each reason.

@@ -229,13 +229,16 @@ func (l *udpListener) count(why string) {
 // table loses no session that it has: what a flood fills it with ages out,
 // and the clients that were there go on.
 func (l *udpListener) beginLocked(k sessionKey) (*session, string) {
+	spec := l.spec.Load()
 	switch {
 	case l.ended:
 		return nil, DropRetired
 	case k.client.Port() == 0 || !k.client.Addr().IsValid() || k.client.Addr().IsMulticast() || k.client.Addr().IsUnspecified():
 		return nil, DropBadSource
+	case l.s.Admit != nil && !l.s.Admit(spec, k.client.Addr()):
+		return nil, DropDenied
 	}
-	if why := l.census.enter(k.client.Addr(), l.spec.Load()); why != "" {
+	if why := l.census.enter(k.client.Addr(), spec); why != "" {
 		return nil, why
 	}
 	local := l.local()
