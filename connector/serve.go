@@ -23,7 +23,7 @@ const (
 	resultUnreachable = "unreachable" // no way to the origin
 	resultTimeout     = "timeout"     // the origin is silent
 	resultResolve     = "resolve"     // an alias's name gave no address
-	resultLimit       = "limit"       // as many flows as there may be
+	resultLimit       = "limit"       // as many flows as there may be, or no descriptor left
 	resultDraining    = "draining"    // the connector ends
 	resultGone        = "edge_gone"   // the edge gave up before the origin answered
 	resultCanceled    = "canceled"    // the connector ended during the dial
@@ -42,7 +42,7 @@ func resultOf(err error) string {
 		return resultOK
 	case errors.Is(err, errDraining):
 		return resultDraining
-	case errors.Is(err, errTooMany):
+	case errors.Is(err, errTooMany), errors.Is(err, origin.ErrDescriptors):
 		return resultLimit
 	case errors.Is(err, errDenied), errors.Is(err, origin.ErrDenied):
 		return resultDenied

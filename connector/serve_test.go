@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -215,6 +216,7 @@ func TestTCPFailures(t *testing.T) {
 			b.resolver.set("loop.example", "127.0.0.1")
 			b.alias("tcp/"+dst, "loop.example:80")
 		}, want: netx.ErrUnreachable, result: resultDenied},
+		{name: "no descriptor", set: func(b *bench) { b.origins.FailDial(netip.MustParseAddrPort(dst), syscall.EMFILE) }, want: netx.ErrUnreachable, result: resultLimit, log: "LimitNOFILE="},
 		{name: "no place", set: func(b *bench) { b.spec.MaxTCPFlows = 1 }, want: netx.ErrUnreachable, result: resultLimit},
 	}
 	for _, tt := range tests {

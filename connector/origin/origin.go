@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/warrenmesh/warren/connector/guard"
@@ -59,6 +60,9 @@ var (
 	ErrDenied = errors.New("denied by the connector's guard")
 	// ErrResolve: an alias's name gave no address.
 	ErrResolve = errors.New("resolving the alias failed")
+	// ErrDescriptors: no socket could be opened to dial with. It is no fault
+	// of the origin's.
+	ErrDescriptors = errors.New("the connector has no file descriptor left: raise its limit (LimitNOFILE= of the systemd unit, or ulimit -n; fs.file-max where the whole machine has none)")
 )
 
 // Dialer dials origins. It is immutable, and safe for concurrent use.
@@ -242,11 +246,25 @@ func classify(ctx context.Context, err error) error {
 	return netx.ErrUnreachable
 }
 
-// reason takes the addresses off a kernel's error: the Error has them.
+// reason takes the addresses off a kernel's error, which the Error has, and
+// says of a want of descriptors whose it is.
 func reason(err error) error {
 	var op *net.OpError
 	if errors.As(err, &op) && op == err {
-		return op.Err
+		err = op.Err
+	}
+	if noDescriptor(err) {
+		return fmt.Errorf("%w: %w", ErrDescriptors, err)
 	}
 	return err
+}
+
+// noDescriptor reports whether err is the process's limit (EMFILE) or the
+// machine's (ENFILE). The resolver keeps only the words of what stopped it.
+func noDescriptor(err error) bool {
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+		return true
+	}
+	var dns *net.DNSError
+	return errors.As(err, &dns) && strings.Contains(dns.Err, syscall.EMFILE.Error())
 }

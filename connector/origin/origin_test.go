@@ -51,6 +51,9 @@ func (f fakeResolver) LookupNetIP(_ context.Context, _, host string) ([]netip.Ad
 	if addrs, ok := f[host]; ok {
 		return addrs, nil
 	}
+	if host == "starved" { // as net.Resolver says it
+		return nil, &net.DNSError{Err: "dial udp 192.0.2.53:53: socket: too many open files", Name: host, IsTemporary: true}
+	}
 	return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
 }
 
@@ -91,7 +94,11 @@ func TestDial(t *testing.T) {
 		{name: "no route", errs: map[string]error{dst: syscall.EHOSTUNREACH}, wantDial: []string{"tcp/" + dst}, is: []error{netx.ErrUnreachable}},
 		{name: "timed out by the kernel", errs: map[string]error{dst: syscall.ETIMEDOUT}, wantDial: []string{"tcp/" + dst}, is: []error{netx.ErrTimedOut}},
 		{name: "no permission", errs: map[string]error{dst: syscall.EPERM}, wantDial: []string{"tcp/" + dst}, is: []error{netx.ErrUnreachable, syscall.EPERM}},
-		{name: "no descriptor", errs: map[string]error{dst: syscall.EMFILE}, wantDial: []string{"tcp/" + dst}, is: []error{netx.ErrUnreachable, syscall.EMFILE}},
+		{name: "no descriptor", errs: map[string]error{dst: syscall.EMFILE}, wantDial: []string{"tcp/" + dst}, is: []error{netx.ErrUnreachable, ErrDescriptors, syscall.EMFILE},
+			message: "raise its limit (LimitNOFILE="},
+		{name: "no descriptor in the machine", errs: map[string]error{dst: os.NewSyscallError("socket", syscall.ENFILE)}, wantDial: []string{"tcp/" + dst},
+			is: []error{netx.ErrUnreachable, ErrDescriptors, syscall.ENFILE}},
+		{name: "no descriptor to resolve with", alias: "starved:80", is: []error{netx.ErrUnreachable, ErrResolve, ErrDescriptors}, message: "LimitNOFILE="},
 		{name: "no such name", alias: "none:80", is: []error{netx.ErrUnreachable, ErrResolve}, message: "no such host"},
 		{name: "name without an address", alias: "empty:80", is: []error{netx.ErrUnreachable, ErrResolve}},
 		{name: "name that means metadata", alias: "rebound:80", is: []error{netx.ErrUnreachable, ErrDenied}, message: "169.254.169.254 is a metadata address"},
