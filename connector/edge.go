@@ -17,6 +17,9 @@ const (
 	// answerWithin is how long an address of an edge has to answer before the
 	// next one is tried. The tunnel calls some eight times in it.
 	answerWithin = 10 * time.Second
+	// sayAfter is how long an edge may be silent before the log says why, the
+	// first time: who waits for a connector to start looks right then.
+	sayAfter = 3 * time.Second
 	// resolveWithin bounds one resolution of an edge's name.
 	resolveWithin = 10 * time.Second
 	// sleepCheck is how often a waiting edge looks whether the tunnel calls
@@ -48,6 +51,7 @@ type edge struct {
 	// Of run's goroutine alone.
 	at    netip.AddrPort // where the tunnel calls; zero before Join
 	known bool           // a handshake was made in this run: the edge knows our key
+	said  bool           // the log says why the edge does not answer
 }
 
 func newEdge(c *Connector, spec EdgeSpec) *edge {
@@ -157,16 +161,41 @@ func (e *edge) try(ctx context.Context, addrs []netip.AddrPort) (came bool, err 
 		if err := e.call(addr); err != nil {
 			return false, err
 		}
-		start := time.Now()
-		if e.wait(ctx, answerWithin) {
+		if e.answers(ctx, addr) {
 			return true, nil
 		}
 		if ctx.Err() != nil {
 			return false, nil
 		}
-		e.log.Warn("no answer", "reason", e.whyNoAnswer(ctx, addr, time.Since(start)))
 	}
 	return false, nil
+}
+
+// answers gives addr its time to answer and reports whether the edge is alive.
+// It says why not: after sayAfter where that is the first word of this
+// silence, else when the time is up.
+func (e *edge) answers(ctx context.Context, addr netip.AddrPort) bool {
+	start := time.Now()
+	patience := answerWithin
+	if !e.said {
+		patience = sayAfter
+	}
+	if e.wait(ctx, patience) {
+		return true
+	}
+	if ctx.Err() != nil {
+		return false
+	}
+	reason := e.whyNoAnswer(ctx, addr, time.Since(start))
+	if ctx.Err() != nil || e.state().Alive {
+		return e.state().Alive // while the network was asked
+	}
+	e.log.Warn("no answer", "reason", reason)
+	e.said = true
+	if left := answerWithin - time.Since(start); left > 0 {
+		return e.wait(ctx, left)
+	}
+	return false
 }
 
 // call points the tunnel at addr, and joins the edge the first time.
@@ -281,7 +310,7 @@ func (e *edge) wait(ctx context.Context, d time.Duration) bool {
 
 // serve stays while the edge is alive and says what happens to it.
 func (e *edge) serve(ctx context.Context) {
-	e.known = true
+	e.known, e.said = true, false
 	s := e.state()
 	e.log.Info("handshake", "endpoint", s.Endpoint, "edge_key", tunnel.Abbreviate(e.spec.PublicKey))
 	e.log.Info("ready", "rtt", s.RTT)

@@ -231,8 +231,8 @@ func TestReasons(t *testing.T) {
 		want   string
 		not    string
 	}{
-		{name: "silence", want: "no answer from 203.0.113.10:51820 over UDP for 10 s: is UDP 51820 open, and does the edge run? If so, the handshake is not answered: does the edge know this connector's public key "},
-		{name: "silence of an edge that knows us", joined: true, want: "over UDP for 10 s: is UDP 51820 open, and does the edge run?", not: "public key"},
+		{name: "silence", want: "no answer from 203.0.113.10:51820 over UDP for 3 s: is UDP 51820 open, and does the edge run? If so, the handshake is not answered: does the edge know this connector's public key "},
+		{name: "silence of an edge that knows us", joined: true, want: "over UDP for 3 s: is UDP 51820 open, and does the edge run?", not: "public key"},
 		{name: "closed port", probe: errPortClosed, want: "nothing listens at UDP 203.0.113.10:51820 (port unreachable): does the edge run"},
 		{name: "filtered", probe: errors.New("no route to host"), want: "UDP to 203.0.113.10:51820 fails: no route to host"},
 	}
@@ -244,7 +244,7 @@ func TestReasons(t *testing.T) {
 				if tt.joined {
 					b.join().set(State{})
 				}
-				time.Sleep(answerWithin + time.Second)
+				time.Sleep(sayAfter + time.Second)
 				synctest.Wait()
 				lines := b.log.with("no answer reason=")
 				if len(lines) != 1 || !strings.Contains(lines[0], tt.want) || tt.not != "" && strings.Contains(lines[0], tt.not) {
@@ -259,6 +259,42 @@ func TestReasons(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The first word comes soon, and then one for each address that was given its
+// time; an edge that was there and falls silent is a new silence.
+func TestReasonIsSaidEarlyOnce(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		b.resolver.set("edge.example", "203.0.113.10", "203.0.113.11")
+		b.start()
+		said := func(n int, when string) {
+			t.Helper()
+			synctest.Wait()
+			if got := b.log.with("no answer reason="); len(got) != n {
+				t.Fatalf("%s the log says %q, want %d lines", when, got, n)
+			}
+		}
+		time.Sleep(sayAfter - time.Millisecond)
+		said(0, "before 3 s")
+		time.Sleep(time.Millisecond)
+		said(1, "after 3 s")
+		time.Sleep(answerWithin - sayAfter)
+		said(1, "when the second address is tried")
+		p := b.tunnel.peer(t, testEdge)
+		if got := p.called(); !slices.Equal(got, at("203.0.113.10:51820", "203.0.113.11:51820")) {
+			t.Fatalf("called %v", got)
+		}
+		time.Sleep(answerWithin - time.Millisecond)
+		said(1, "before the second address's time is up")
+		time.Sleep(time.Millisecond)
+		said(2, "when it is up")
+		b.join().set(State{})
+		time.Sleep(sayAfter)
+		said(3, "3 s after a loss")
+		if err := b.finish(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestLostSaysWhy(t *testing.T) {
