@@ -59,7 +59,9 @@ func (e *Edge) walk(ctx context.Context, in ingress.Accepted) {
 		f.Done(time.Now(), flow.StatusDenied, why)
 		return
 	}
+	stop := watchClient(in.Conn, cancel)
 	origin, status, why := e.connect(ctx, now.director, app.PoolsAt(offset), f, entry)
+	stop()
 	if origin == nil {
 		netx.Abort(in.Conn)
 		f.Done(time.Now(), status, why)
@@ -172,7 +174,11 @@ func (d *relayDrops) report(yield func(where, why string, n uint64)) {
 
 // failed maps a dial that failed to the flow's status.
 func failed(ctx context.Context, err error) (flow.Status, string) {
-	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, netx.ErrTimedOut) {
+	cause := context.Cause(ctx)
+	switch {
+	case errors.Is(cause, errClientGone):
+		return flow.StatusClientGone, cause.Error()
+	case cause != nil && !errors.Is(cause, netx.ErrTimedOut):
 		return flow.StatusCut, cause.Error()
 	}
 	switch netx.Classify(err) {

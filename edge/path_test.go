@@ -102,8 +102,12 @@ func TestEnds(t *testing.T) {
 	key := newKey(t)
 	w := startWorld(t, network("berlin")+connector("berlin-1", "berlin", key, "10.0.0.0/24")+
 		appTo("abort", "berlin/10.0.0.10:7")+appTo("killed", "berlin/10.0.0.10:7")+
-		appTo("idle", "berlin/10.0.0.10:7", `tcp_idle = "1s"`))
-	w.startSite("berlin-1", key, map[string]func(*netstack.TCPRequest){"10.0.0.10:7": echo("berlin")})
+		appTo("slow", "berlin/10.0.0.11:7")+appTo("idle", "berlin/10.0.0.10:7", `tcp_idle = "1s"`))
+	asked := make(chan struct{}, 1)
+	w.startSite("berlin-1", key, map[string]func(*netstack.TCPRequest){
+		"10.0.0.10:7": echo("berlin"),
+		"10.0.0.11:7": func(r *netstack.TCPRequest) { asked <- struct{}{}; <-r.Context().Done() },
+	})
 	greeted := func(app string) net.Conn {
 		conn := w.dialApp(app, "tcp")
 		if _, err := io.ReadFull(conn, make([]byte, len("berlin\n"))); err != nil {
@@ -120,6 +124,18 @@ func TestEnds(t *testing.T) {
 		}
 		_ = conn.Close()
 		if got := w.flows("abort", 1)[0]; got.Status != 499 {
+			t.Errorf("status %d (%s), want 499", got.Status, got.Why)
+		}
+	})
+	t.Run("the client aborts during the connect", func(t *testing.T) {
+		conn := w.dialApp("slow", "tcp").(*net.TCPConn)
+		<-asked
+		if err := conn.SetLinger(0); err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.Close()
+		// Without the look-out it is 522, seven seconds later.
+		if got := w.flows("slow", 1)[0]; got.Status != 499 {
 			t.Errorf("status %d (%s), want 499", got.Status, got.Why)
 		}
 	})

@@ -7,6 +7,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/warrenmesh/warren/netstack/netx"
 )
 
 // kernelStream reads and writes a kernel TCP socket through its descriptor,
@@ -124,6 +126,20 @@ func (k *kernelStream) failure() error {
 		return nil // closed by ourselves
 	}
 	return failed
+}
+
+// Failure returns the error that ended the stream c from outside, nil while
+// there is none, or where c cannot tell. It takes no input and does not wait:
+// who holds a conn that nobody reads yet may ask.
+func Failure(c net.Conn) error {
+	var k kernelStream
+	if k.open(c) {
+		return k.failure()
+	}
+	if r, ok := c.(netx.FailureReporter); ok {
+		return r.Failure()
+	}
+	return nil
 }
 
 // waitFailure waits until the socket fails and returns the error, or nil once
