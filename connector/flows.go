@@ -21,7 +21,7 @@ var errCut = errors.New("the connector ends")
 
 // flows admits flows, up to a bound for each protocol, and waits for their
 // end. A flow holds its place from before the dial until both its conns are
-// closed.
+// closed; where all places of UDP are taken, an idle flow yields its own.
 //
 //	open ──drain──→ draining ──cut──→ closed
 type flows struct {
@@ -33,6 +33,9 @@ type flows struct {
 
 	mu       sync.Mutex
 	live     map[string]int // by protocol
+	yielding []*place       // established UDP flows
+	hand     int            // the one in yielding that was looked at last
+	ending   int            // flows that yielded and are not gone yet
 	draining bool
 	empty    chan struct{} // made by drain, closed when the last flow ends
 }
@@ -48,31 +51,40 @@ func newFlows(maxTCP, maxUDP int) *flows {
 }
 
 // admit takes a place for a flow of proto; the caller gives it back with done.
-func (f *flows) admit(proto string) error {
+func (f *flows) admit(proto string) (*place, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
 	case f.draining:
-		return errDraining
-	case f.live[proto] >= f.max[proto]:
-		return errTooMany
+		return nil, errDraining
+	case f.live[proto] < f.max[proto]:
+	case proto != "udp" || !f.takeLocked():
+		return nil, errTooMany
 	}
 	f.live[proto]++
-	return nil
+	return &place{proto: proto}, nil
 }
 
 // done gives a flow's place back.
-func (f *flows) done(proto string) {
+func (f *flows) done(p *place) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.live[proto]--
+	switch {
+	case p.taken:
+		f.ending--
+	case p.end != nil:
+		f.forgetLocked(p)
+		fallthrough
+	default:
+		f.live[p.proto]--
+	}
 	f.signalLocked()
 }
 
 // signalLocked closes empty where the last flow of a drain is gone. The caller
 // holds mu.
 func (f *flows) signalLocked() {
-	if f.empty == nil || f.live["tcp"]+f.live["udp"] > 0 {
+	if f.empty == nil || f.live["tcp"]+f.live["udp"]+f.ending > 0 {
 		return
 	}
 	select {

@@ -44,7 +44,7 @@ var (
 	descFlows = prometheus.NewDesc("warren_connector_active_flows",
 		"Live flows.", []string{"proto"}, nil)
 	descMaxFlows = prometheus.NewDesc("warren_connector_max_flows",
-		"Live flows that there may be; beyond it new ones are answered with host unreachable.", []string{"proto"}, nil)
+		"Live flows that there may be; beyond it an idle UDP flow makes room, and a new one that finds none is answered with host unreachable.", []string{"proto"}, nil)
 	descBytes = prometheus.NewDesc("warren_connector_flow_bytes_total",
 		"Payload bytes, to_origin or from_origin.", []string{"direction"}, nil)
 	descUp = prometheus.NewDesc("warren_connector_edge_up",

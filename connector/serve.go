@@ -72,21 +72,21 @@ type request interface {
 }
 
 // begin asks the guard and takes a place for the flow. Where either says no,
-// it answers the edge and reports false; else the caller owes flows.done.
-func (c *Connector) begin(e *edge, proto string, r request) bool {
+// it answers the edge and returns nil; else the caller owes flows.done.
+func (c *Connector) begin(e *edge, proto string, r request) *place {
 	dst := r.Destination()
+	var p *place
 	err := error(nil)
 	if v, why := c.guard.Allow(proto, dst); v != guard.Allow {
 		err = fmt.Errorf("%w: \"%s/%s\": %s", errDenied, proto, dst, why)
 	} else {
-		err = c.flows.admit(proto)
+		p, err = c.flows.admit(proto)
 	}
-	if err == nil {
-		return true
+	if err != nil {
+		r.Reject(err)
+		c.failed(e, proto, r, err)
 	}
-	r.Reject(err)
-	c.failed(e, proto, r, err)
-	return false
+	return p
 }
 
 // failed counts and logs a flow that did not come to be.
@@ -96,6 +96,11 @@ func (c *Connector) failed(e *edge, proto string, r request, err error) {
 	if result == resultCanceled {
 		return // the connector ends; it says so once
 	}
+	c.complain(e, proto, r, result, err)
+}
+
+// complain logs what became of a flow, within the bounds of the failLog.
+func (c *Connector) complain(e *edge, proto string, r request, result string, err error) {
 	c.fails.write(result, err,
 		slog.String("edge", e.spec.URL.String()), slog.String("proto", proto),
 		slog.Any("source", r.Source()), slog.Any("destination", r.Destination()))
@@ -120,10 +125,11 @@ func (c *Connector) dial(e *edge, proto string, r request) (net.Conn, bool) {
 // origin has accepted, so that the edge knows the truth before a byte flows.
 // It returns when the flow is over; both conns are closed then.
 func (c *Connector) serveTCP(e *edge, r TCPRequest) {
-	if !c.begin(e, "tcp", r) {
+	p := c.begin(e, "tcp", r)
+	if p == nil {
 		return
 	}
-	defer c.flows.done("tcp")
+	defer c.flows.done(p)
 	private, ok := c.dial(e, "tcp", r)
 	if !ok {
 		return
@@ -141,13 +147,14 @@ func (c *Connector) serveTCP(e *edge, r TCPRequest) {
 }
 
 // serveUDP carries one UDP flow, until it is idle, the edge ends its session,
-// or one side is gone. When the origin says that nobody listens there, the
+// it yields to a new one, or one side is gone. When the origin says that nobody listens there, the
 // edge is told.
 func (c *Connector) serveUDP(e *edge, r UDPRequest) {
-	if !c.begin(e, "udp", r) {
+	p := c.begin(e, "udp", r)
+	if p == nil {
 		return
 	}
-	defer c.flows.done("udp")
+	defer c.flows.done(p)
 	private, ok := c.dial(e, "udp", r)
 	if !ok {
 		return
@@ -159,14 +166,24 @@ func (c *Connector) serveUDP(e *edge, r UDPRequest) {
 		return
 	}
 	c.count.dialed("udp", resultOK)
-	res := relay.Datagrams(c.flows.ctx, inner, private, relay.Options{
+	ctx, cancel := context.WithCancelCause(c.flows.ctx)
+	defer cancel(nil)
+	var meter relay.Meter
+	c.flows.established(p, meter.Idle, cancel)
+	res := relay.Datagrams(ctx, inner, private, relay.Options{
 		Idle:   c.spec.UDPIdle,
+		Meter:  &meter,
 		AToB:   &c.count.toOrigin,
 		BToA:   &c.count.fromOrigin,
 		OnDrop: func(why string) { c.count.drops.Add(why, 1) },
 	})
 	if res.End == relay.EndFailed && res.Side == relay.SideB {
 		inner.Unreachable(res.Err)
+	}
+	if errors.Is(res.Err, errYield) {
+		c.count.drops.Add(dropYielded, 1)
+		c.complain(e, "udp", r, resultLimit, res.Err)
+		return
 	}
 	if res.End == relay.EndFailed && res.Side == relay.SideA && errors.Is(res.Err, netx.ErrRefused) {
 		// The edge's session is over: how a UDP flow ends in order.

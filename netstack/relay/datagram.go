@@ -28,6 +28,10 @@ var datagramBuffers = sync.Pool{New: func() any { return new([datagramBuffer]byt
 // ENOBUFS or EAGAIN) is dropped and told to o.OnDrop; the flow goes on.
 func Datagrams(ctx context.Context, a, b net.Conn, o Options) Result {
 	s := newSession(a, b, o.Idle)
+	if o.Meter != nil {
+		s.meter = true
+		o.Meter.s.Store(s)
+	}
 	stop := context.AfterFunc(ctx, func() { s.cut(EndCanceled, SideNone, context.Cause(ctx)) })
 	defer stop()
 

@@ -210,3 +210,36 @@ func TestDatagramEndOfStream(t *testing.T) {
 		t.Error("the other conn is not closed")
 	}
 }
+
+func TestMeter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var meter Meter
+		time.Sleep(time.Second)
+		if got := meter.Idle(); got != 0 {
+			t.Errorf("idle for %v before the flow began", got)
+		}
+		client, a := memnet.DatagramPipe()
+		b, origin := memnet.DatagramPipe()
+		ended := make(chan Result)
+		go func() { ended <- Datagrams(ctx, a, b, Options{Meter: &meter}) }()
+		synctest.Wait()
+		for _, from := range []io.Writer{client, origin} {
+			time.Sleep(3 * time.Second)
+			if got := meter.Idle(); got != 3*time.Second {
+				t.Errorf("idle for %v, want 3 s", got)
+			}
+			if _, err := io.WriteString(from, "datagram"); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			if got := meter.Idle(); got != 0 {
+				t.Errorf("idle for %v after a datagram", got)
+			}
+		}
+		cancel()
+		<-ended
+		_ = client.Close()
+		_ = origin.Close()
+	})
+}

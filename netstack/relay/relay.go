@@ -88,6 +88,8 @@ type Options struct {
 	// delivered, with the reason: one of the Drop constants. Both directions
 	// call it, perhaps at once. Copy never calls it.
 	OnDrop func(why string)
+	// Meter, where given, tells of the flow while it runs. Copy ignores it.
+	Meter *Meter
 
 	// blockedCheck is how often a direction that is blocked in a write looks
 	// whether its source failed meanwhile; zero means blockedCheck.
@@ -100,6 +102,20 @@ const (
 	DropNoBuffer = "no_buffer"        // the receiving side's queue is full
 )
 
+// Meter tells others than the relay how long a flow of datagrams has been
+// idle. It is of one flow; the zero value is ready for it.
+type Meter struct{ s atomic.Pointer[session] }
+
+// Idle is the time since the last datagram, or since the flow began where none
+// came yet; zero before it began. It may be called from any goroutine.
+func (m *Meter) Idle() time.Duration {
+	s := m.s.Load()
+	if s == nil {
+		return 0
+	}
+	return time.Since(s.start) - time.Duration(s.last.Load())
+}
+
 // session is what both kinds of flow share: two conns, how the flow ended,
 // and the clock that ends an idle one.
 type session struct {
@@ -107,6 +123,7 @@ type session struct {
 	idle  time.Duration
 	start time.Time
 	last  atomic.Int64 // of the last byte moved: nanoseconds since start
+	meter bool         // somebody else than the watchdog wants to know last
 
 	mu       sync.Mutex
 	ended    bool
@@ -129,7 +146,7 @@ func newSession(a, b net.Conn, idle time.Duration) *session {
 
 // moved notes that bytes went through just now.
 func (s *session) moved() {
-	if s.idle > 0 {
+	if s.idle > 0 || s.meter {
 		s.last.Store(int64(time.Since(s.start)))
 	}
 }
