@@ -2,7 +2,7 @@
 // flows walk through them. It is composition only; whatever can be decided,
 // counted or parsed is decided, counted and parsed in a room.
 //
-//	path.go      the journey of one flow, on one screen
+//	path.go      the journey of one flow, on one screen; outcome.go its ends
 //	reload.go    from one config to the next, all or nothing
 //	networks.go  the virtual networks and their connectors in the tunnel
 //	drain.go     the ends: drain, stop, force
