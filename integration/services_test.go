@@ -305,17 +305,30 @@ func (d *deployment) testDatagrams(t *testing.T) {
 func (d *deployment) testIperf3(t *testing.T) {
 	origins.Iperf3(t, d.berlin, netip.AddrPortFrom(origin, 5201))
 	for name, extra := range map[string][]string{"up": nil, "down": {"-R"}, "4 streams": {"-P", "4"}} {
-		out := d.run(t, "iperf3", "iperf3", append([]string{"-J", "-t", "2", "-c", edgeAddr.String()}, extra...)...)
 		var report struct {
-			End struct {
+			Error string
+			End   struct {
 				SumReceived struct {
 					Bytes         int64
 					BitsPerSecond float64 `json:"bits_per_second"`
 				} `json:"sum_received"`
 			}
 		}
-		if err := json.Unmarshal([]byte(out), &report); err != nil || report.End.SumReceived.Bytes == 0 {
-			t.Errorf("%s: %d bytes arrived, %v", name, report.End.SumReceived.Bytes, err)
+		// The server has one client at a time, and may not be done yet with
+		// the one before: it is asked again.
+		err := pollFor(t, 30*time.Second, func() error {
+			out := d.run(t, "iperf3", "iperf3", append([]string{"-J", "-t", "2", "-c", edgeAddr.String()}, extra...)...)
+			report.Error = ""
+			if err := json.Unmarshal([]byte(out), &report); err != nil {
+				return err
+			}
+			if report.End.SumReceived.Bytes == 0 {
+				return fmt.Errorf("no byte arrived: %s", report.Error)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 		t.Logf("%s: %.0f Mbit/s", name, report.End.SumReceived.BitsPerSecond/1e6)
 	}
