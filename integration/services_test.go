@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -303,8 +304,20 @@ func (d *deployment) testDatagrams(t *testing.T) {
 
 // Both directions complete; what they reach is the benchmark's business.
 func (d *deployment) testIperf3(t *testing.T) {
-	origins.Iperf3(t, d.berlin, netip.AddrPortFrom(origin, 5201))
+	server := origins.Iperf3(t, d.berlin, netip.AddrPortFrom(origin, 5201))
+	tests := 1 // that the server has listened for; the first was the harness's own connect
 	for name, extra := range map[string][]string{"up": nil, "down": {"-R"}, "4 streams": {"-P", "4"}} {
+		// It has one client at a time, and listens anew for the next.
+		tests++
+		if err := pollFor(t, 20*time.Second, func() error {
+			if strings.Count(server.Output(), "Server listening on") < tests {
+				return errors.New("the iperf3 server does not listen for the next test")
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		out := d.run(t, "iperf3", "iperf3", append([]string{"-J", "-t", "2", "-c", edgeAddr.String()}, extra...)...)
 		var report struct {
 			Error string
 			End   struct {
@@ -314,21 +327,8 @@ func (d *deployment) testIperf3(t *testing.T) {
 				} `json:"sum_received"`
 			}
 		}
-		// The server has one client at a time, and may not be done yet with
-		// the one before: it is asked again.
-		err := pollFor(t, 30*time.Second, func() error {
-			out := d.run(t, "iperf3", "iperf3", append([]string{"-J", "-t", "2", "-c", edgeAddr.String()}, extra...)...)
-			report.Error = ""
-			if err := json.Unmarshal([]byte(out), &report); err != nil {
-				return err
-			}
-			if report.End.SumReceived.Bytes == 0 {
-				return fmt.Errorf("no byte arrived: %s", report.Error)
-			}
-			return nil
-		})
-		if err != nil {
-			t.Errorf("%s: %v", name, err)
+		if err := json.Unmarshal([]byte(out), &report); err != nil || report.End.SumReceived.Bytes == 0 {
+			t.Errorf("%s: %d bytes arrived, %v %s", name, report.End.SumReceived.Bytes, err, report.Error)
 		}
 		t.Logf("%s: %.0f Mbit/s", name, report.End.SumReceived.BitsPerSecond/1e6)
 	}
