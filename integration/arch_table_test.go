@@ -75,7 +75,8 @@ var rooms = []room{
 	{"edge/cluster", ofEdge, whyRoom},
 
 	{"connector", []string{"connector/...", "edge/wire", "netstack/...", "configs/...", "host"}, whyConnector},
-	{"connector/config", []string{"connector", "connector/guard", "connector/origin", "netstack/...", "configs/...", "host"}, whyConnector},
+	{"connector/config", []string{"connector", "connector/guard", "connector/origin", "connector/state", "edge/wire", "netstack/...", "configs/...", "host"}, whyConnector},
+	{"connector/state", []string{"edge/wire", "host"}, whyConnector},
 	{"connector/guard", []string{}, whyConnector},
 	{"connector/origin", []string{"connector/guard", "netstack/netx", "netstack/relay"}, whyConnector},
 

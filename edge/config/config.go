@@ -37,6 +37,7 @@ type Config struct {
 	Admin      Admin
 	Metrics    Metrics
 	Log        Log
+	Enrollment Enrollment
 	Networks   []Network
 	Connectors []Connector
 	Monitors   []monitor.Spec
@@ -60,6 +61,8 @@ type file struct {
 	Admin     Admin        `toml:"admin"`
 	Metrics   metricsTable `toml:"metrics"`
 	Log       Log          `toml:"log"`
+
+	Enrollment Enrollment `toml:"enrollment"`
 
 	Network   []Network      `toml:"network"`
 	Connector []Connector    `toml:"connector"`
@@ -129,8 +132,8 @@ func (l *loader) build() {
 	l.buildAddresses()
 	l.buildAdmin()
 	l.buildObserve()
-	l.cfg.Networks = l.file.Network
-	l.cfg.Connectors = l.file.Connector
+	l.buildNetworks()
+	l.cfg.Enrollment = l.file.Enrollment
 	l.buildMonitors()
 	l.buildPools()
 	l.buildApps()

@@ -13,6 +13,17 @@ import (
 type Network struct {
 	// Name is the left side of "network/ip:port", and the label in metrics.
 	Name string `toml:"name" required:"true" hint:"give the network a name"`
+	// Enroll tells whether `warren token create` may let connectors into the
+	// network. Default: true for a network without a declared connector, false
+	// for one with: then its declared routes are known to be all that there
+	// are, and an endpoint that none of them holds is an error.
+	Enroll bool `toml:"enroll"`
+	// MaxTCPFlows is the most TCP flows of this edge that each connector of
+	// the network carries at a time; 0 leaves it to the connector's own
+	// limits. Default: 0; up to 1048576.
+	MaxTCPFlows int `toml:"max_tcp_flows" range:"0..1048576"`
+	// MaxUDPFlows is the same for UDP.
+	MaxUDPFlows int `toml:"max_udp_flows" range:"0..1048576"`
 
 	Steering strict.Unsupported `toml:"steering" hint:"replicas of a connector take turns"`
 }
@@ -49,4 +60,16 @@ func (c *Connector) Validate(doc *strict.Doc, path string) {
 			doc.Add(fmt.Sprintf("%s.routes[%d]", path, i), "the route is there twice", "remove one of the two")
 		}
 	}
+}
+
+// buildNetworks fills in what the declared connectors say of enrolment.
+func (l *loader) buildNetworks() {
+	l.cfg.Connectors = l.file.Connector
+	for i := range l.file.Network {
+		n := &l.file.Network[i]
+		if !l.doc.Has(fmt.Sprintf("network[%d].enroll", i)) {
+			n.Enroll = !slices.ContainsFunc(l.file.Connector, func(c Connector) bool { return c.Network == n.Name })
+		}
+	}
+	l.cfg.Networks = l.file.Network
 }

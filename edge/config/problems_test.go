@@ -72,6 +72,9 @@ name = "tokyo"`, "[[network]]\nname = \"tokyo\"\n@[[device]]\nname='x'", []strin
 			`connector[0].routes[1]: "fd77::/16": overlaps the addresses of the tunnel itself, fd77:6172:7265::/48 and fd77:6172:7266::/64; use another prefix`}},
 		{"route with host bits", `"10.0.0.0/16", `, `@"10.0.0.1/16", `, []string{
 			`connector[0].routes[0]: "10.0.0.1/16": address bits behind the prefix length are set; write "10.0.0.0/16"`}},
+		{"endpoint outside every declared route, where connectors may enrol", "[[network]]\nname = \"berlin\"", "[[network]]\nname = \"berlin\"\nenroll = true\n[[pool]]\nname = \"far\"\nnetwork = \"berlin\"\n[[pool.endpoints]]\naddress = \"10.9.0.11:5432\"", nil},
+		{"keys that age too fast", "[[network]]\nname = \"berlin\"", "[enrollment]\n@key_max_age = \"10m\"\n[[network]]\nname = \"berlin\"", []string{
+			`enrollment.key_max_age: "10m": out of range; use 1h to 87600h, or 0s for never`}},
 		{"endpoint outside every route", `address = "10.0.0.11:5432"`, `@address = "10.9.0.11:5432"`, []string{
 			`pool[0].endpoints[1].address: "10.9.0.11:5432": no connector of network "berlin" has a route to it; add one, or use an address in 10.0.0.0/16, 2001:db8:1::/48`}},
 		{"endpoint twice", `address = "10.0.0.11:5432"`, `@address = "10.0.0.10:5432"`, []string{

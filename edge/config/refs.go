@@ -69,23 +69,40 @@ func (l *loader) checkKeys() {
 // and off what no host of a network can have. A default route excepts them:
 // the check of each packet sees to that.
 func (l *loader) checkRoutes() {
-	inner := l.file.WireGuard.InnerSources
 	for i, c := range l.file.Connector {
 		for j, r := range c.Routes {
-			if !r.IsValid() || r.Bits() == 0 {
-				continue
-			}
-			path := fmt.Sprintf("connector[%d].routes[%d]", i, j)
-			switch a := r.Addr(); {
-			case inner.IsValid() && r.Overlaps(inner):
-				l.doc.Add(path, fmt.Sprintf("overlaps wireguard.inner_sources, %s", inner), "move inner_sources to a block that no network uses")
-			case r.Overlaps(tunnel.OverlayPrefix), r.Overlaps(tunnel.InnerSources6):
-				l.doc.Add(path, "overlaps the addresses of the tunnel itself, fd77:6172:7265::/48 and fd77:6172:7266::/64", "use another prefix")
-			case a.IsLoopback() || a.IsMulticast():
-				l.doc.Add(path, "not addresses that another host can have", "list the prefixes of the private network")
+			if problem, hint := routeProblem(l.file.WireGuard.InnerSources, r); problem != "" {
+				l.doc.Add(fmt.Sprintf("connector[%d].routes[%d]", i, j), problem, hint)
 			}
 		}
 	}
+}
+
+// routeProblem says what keeps r from being a route, and what to do about it.
+func routeProblem(inner netip.Prefix, r netip.Prefix) (problem, hint string) {
+	if !r.IsValid() || r.Bits() == 0 {
+		return "", ""
+	}
+	switch a := r.Addr(); {
+	case inner.IsValid() && r.Overlaps(inner):
+		return fmt.Sprintf("overlaps wireguard.inner_sources, %s", inner), "move inner_sources to a block that no network uses"
+	case r.Overlaps(tunnel.OverlayPrefix), r.Overlaps(tunnel.InnerSources6):
+		return "overlaps the addresses of the tunnel itself, fd77:6172:7265::/48 and fd77:6172:7266::/64", "use another prefix"
+	case a.IsLoopback() || a.IsMulticast():
+		return "not addresses that another host can have", "list the prefixes of the private network"
+	}
+	return "", ""
+}
+
+// CheckRoutes refuses routes for a connector that comes by a token as Load
+// refuses those of a declared one.
+func (c *Config) CheckRoutes(routes []netip.Prefix) error {
+	for _, r := range routes {
+		if problem, hint := routeProblem(c.WireGuard.InnerSources, r); problem != "" {
+			return fmt.Errorf("checking route %q: %s; %s", r, problem, hint)
+		}
+	}
+	return nil
 }
 
 func (l *loader) poolRefs(path string, p poolTable, networks, monitors kind) {
@@ -121,8 +138,8 @@ func (l *loader) appRefs(path string, a appTable, networks, addresses, pools kin
 }
 
 // checkServed wants a private address to be one that some connector of its
-// network may be asked for. A network without a declared connector is left
-// alone: its connector may come later.
+// network may be asked for. A network that connectors may enrol in is left
+// alone: theirs may be any routes.
 func (l *loader) checkServed(path, network string, addr netip.Addr) {
 	if !addr.IsValid() || l.doc.Bad(path) {
 		return
@@ -132,11 +149,16 @@ func (l *loader) checkServed(path, network string, addr netip.Addr) {
 		return
 	}
 	served := l.served[network]
-	if served == nil || served.unsound || served.routes.Contains(addr) {
+	if served == nil || served.unsound || served.routes.Contains(addr) || l.enrols(network) {
 		return
 	}
 	l.doc.Add(path, fmt.Sprintf("no connector of network %q has a route to it", network),
 		fmt.Sprintf("add one, or use an address in %s", strings.Join(served.first, ", ")))
+}
+
+// enrols tells whether connectors may join the network by token.
+func (l *loader) enrols(network string) bool {
+	return slices.ContainsFunc(l.file.Network, func(n Network) bool { return n.Name == network && n.Enroll })
 }
 
 // served is what the declared connectors of one network have routes to.

@@ -67,7 +67,7 @@ func mentioned(t *testing.T, table reflect.Type, path, text string) {
 		}
 		switch {
 		case key == "" || inner == reflect.TypeFor[strict.Unsupported]():
-		case inner.Kind() == reflect.Struct && strings.HasSuffix(inner.Name(), "Table"), inner.PkgPath() == table.PkgPath() && strings.Contains("Edge WireGuard Address Admin Log Network Connector", inner.Name()):
+		case inner.Kind() == reflect.Struct && strings.HasSuffix(inner.Name(), "Table"), inner.PkgPath() == table.PkgPath() && strings.Contains("Edge WireGuard Address Admin Log Enrollment Network Connector", inner.Name()):
 			if !strings.Contains(text, "["+path+key+"]") {
 				t.Errorf("the sample does not show [%s%s]", path, key)
 			}
