@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -52,9 +53,32 @@ type Control interface {
 	Drain(ctx context.Context, r client.DrainRequest) (client.DrainResult, error)
 }
 
+// Enrollment is what the edge does about tokens, and about connectors one at a
+// time. Its errors are as Control's. What these calls return has no secret but
+// the text of a token that was just created.
+type Enrollment interface {
+	// Tokens lists those that are active, or ended within 7 days, the latest
+	// first.
+	Tokens() []client.Token
+	// CreateToken takes a request that TokenRequest.Check has returned.
+	CreateToken(r client.TokenRequest) (client.CreatedToken, error)
+	// ImportToken takes the record of a token that another edge made.
+	ImportToken(record string) (client.Token, error)
+	RevokeToken(idOrName string) (client.Token, error)
+
+	// RevokeConnector returns once the connector's flows are aborted, its key
+	// is refused, and that is stored.
+	RevokeConnector(name string) (client.ConnectorResult, error)
+	// GrantConnector gives it these routes instead of those it has.
+	GrantConnector(name string, routes []netip.Prefix) (client.ConnectorResult, error)
+	RotateConnector(name string) (client.ConnectorResult, error)
+	// DrainConnector begins or ends a drain, and returns at once.
+	DrainConnector(name string, off bool) (client.ConnectorResult, error)
+}
+
 // Bounds of what one request may cost.
 const (
-	maxBody       = 64 << 10
+	maxBody       = 256 << 10 // the record of a token with MaxTokenRoutes fits
 	maxHeader     = 16 << 10
 	readTimeout   = 10 * time.Second
 	actionTimeout = 45 * time.Second // of a Control call; the client waits for 60 s
@@ -64,15 +88,17 @@ const (
 
 // Server answers the API. Make it with New.
 type Server struct {
-	log     *slog.Logger
-	source  Source
-	control Control
+	log        *slog.Logger
+	source     Source
+	control    Control
+	enrollment Enrollment // nil: its paths are not found
 }
 
 // New returns a Server. log hears one line for each action; asking is not
-// logged.
+// logged. A control that is an Enrollment too is used as one.
 func New(log *slog.Logger, source Source, control Control) *Server {
-	return &Server{log: log, source: source, control: control}
+	enrollment, _ := control.(Enrollment)
+	return &Server{log: log, source: source, control: control, enrollment: enrollment}
 }
 
 // Serve answers on ln until ctx ends, and closes ln. Requests that run then

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -27,6 +28,9 @@ func (s *Server) Handler() http.Handler {
 		"/v1/probe":      {http.MethodPost: s.probe},
 		"/v1/reload":     {http.MethodPost: s.reload},
 		"/v1/drain":      {http.MethodPost: s.drain},
+	}
+	if s.enrollment != nil {
+		maps.Copy(routes, s.enrollmentRoutes())
 	}
 	mux := http.NewServeMux()
 	for path, methods := range routes {

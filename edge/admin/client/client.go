@@ -73,11 +73,6 @@ func (c *Client) Networks(ctx context.Context) ([]Network, error) {
 	return call[[]Network](ctx, c, http.MethodGet, "/v1/networks", nil)
 }
 
-// Connectors returns the connectors, sorted by network and name.
-func (c *Client) Connectors(ctx context.Context) ([]Connector, error) {
-	return call[[]Connector](ctx, c, http.MethodGet, "/v1/connectors", nil)
-}
-
 // Flows returns the open flows that q selects, oldest first.
 func (c *Client) Flows(ctx context.Context, q FlowQuery) (FlowList, error) {
 	path := "/v1/flows"

@@ -43,34 +43,6 @@ type Status struct {
 	FlowLogDropped uint64 `json:"flow_log_dropped"` // lines lost so far
 }
 
-// State of a connector.
-const (
-	ConnectorUp       = "up"
-	ConnectorDown     = "down"
-	ConnectorDraining = "draining" // alive, and asks for no new flows
-)
-
-// Connector is one element of GET /v1/connectors, sorted by network and name.
-type Connector struct {
-	Name      string   `json:"name"`
-	Network   string   `json:"network"`
-	State     string   `json:"state"` // up, down or draining
-	Why       string   `json:"why,omitempty"`
-	PublicKey string   `json:"public_key"`
-	Overlay   string   `json:"overlay"`
-	Endpoint  string   `json:"endpoint,omitempty"` // where its packets come from
-	Routes    []string `json:"routes"`
-
-	RTTMillis    float64   `json:"rtt_ms,omitempty"`
-	PathMTU      int       `json:"path_mtu,omitempty"`      // bytes an inner packet may have
-	Handshake    time.Time `json:"last_handshake,omitzero"` // zero: never
-	HandshakeAge float64   `json:"handshake_age_ms,omitempty"`
-	RxBytes      uint64    `json:"rx_bytes"` // received from it by WireGuard
-	TxBytes      uint64    `json:"tx_bytes"`
-	Flows        int       `json:"flows"`
-	Since        time.Time `json:"since,omitzero"` // when State was entered
-}
-
 // App is one element of GET /v1/apps, sorted by name.
 type App struct {
 	Name      string   `json:"name"`
@@ -228,9 +200,10 @@ type ReloadResult struct {
 	Warnings       []string `json:"warnings,omitempty"` // what is in force, and not as well as it should be
 }
 
-// DrainRequest is the body of POST /v1/drain.
+// DrainRequest is the body of POST /v1/drain, and of the drain of one
+// connector.
 type DrainRequest struct {
-	// Off ends a drain that is under way: the edge accepts again.
+	// Off ends a drain that is under way: new flows are accepted again.
 	Off bool `json:"off,omitempty"`
 }
 
