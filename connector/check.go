@@ -74,8 +74,10 @@ func (c *checker) checkKey() {
 func (c *checker) checkEdge(ctx context.Context, path string, e EdgeSpec) {
 	ctx, cancel := context.WithTimeout(ctx, checkWithin)
 	defer cancel()
-	if _, err := resolveEdge(ctx, c.resolver, e.URL); err != nil {
-		c.report(path, e.URL.String(), err.Error())
+	for _, u := range e.URLs {
+		if _, err := resolveURL(ctx, c.resolver, u); err != nil {
+			c.report(path, u.String(), err.Error())
+		}
 	}
 }
 

@@ -31,6 +31,10 @@ import (
 // left.
 var ErrForced = errors.New("the drain was cut short")
 
+// ErrRefused is wrapped by Run's error when every edge has refused this
+// connector for good: running it again without a change is of no use.
+var ErrRefused = errors.New("refused")
+
 // Deps are what a Connector stands on. The zero value of each field is the
 // machine's own.
 type Deps struct {
@@ -270,7 +274,7 @@ func (c *Connector) sending() bool {
 }
 
 // edgeChanged passes on that an edge came or went.
-func (c *Connector) edgeChanged(e *edge, up bool) { c.deps.OnEdge(e.spec.URL.String(), up) }
+func (c *Connector) edgeChanged(e *edge, up bool) { c.deps.OnEdge(e.name(), up) }
 
 // device returns the tunnel, nil before Run has opened it.
 func (c *Connector) device() Tunnel {
@@ -301,7 +305,7 @@ func (c *Connector) Status() Status {
 	s.Draining = c.flows.isDraining()
 	s.TCPFlows, s.UDPFlows = c.flows.count("tcp"), c.flows.count("udp")
 	for _, e := range c.edges {
-		s.Edges = append(s.Edges, EdgeStatus{URL: e.spec.URL.String(), State: e.state()})
+		s.Edges = append(s.Edges, EdgeStatus{URL: e.name(), State: e.state()})
 	}
 	return s
 }

@@ -1,6 +1,8 @@
 package connector
 
 import (
+	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
@@ -49,29 +51,91 @@ func (d *device) changed(p *tunnel.Peer, s tunnel.PeerState) {
 // Join implements Tunnel. The forwarders are set before the edge can have
 // answered the first handshake.
 func (d *device) Join(cfg JoinConfig) (Peer, error) {
-	d.mu.Lock()
-	d.onState[cfg.PublicKey] = cfg.OnState
-	d.mu.Unlock()
-	p, err := d.AddEdge(tunnel.EdgeConfig{Name: cfg.Name, PublicKey: cfg.PublicKey, Endpoint: cfg.Endpoint})
+	if !d.remember(cfg) {
+		return nil, tunnel.ErrKnownKey
+	}
+	p, err := d.AddEdge(tunnel.EdgeConfig{Name: cfg.Name, PublicKey: cfg.PublicKey, PresharedKey: cfg.PresharedKey, Endpoint: cfg.Endpoint})
 	if err != nil {
+		d.forget(cfg.PublicKey)
 		return nil, err
 	}
-	if err := p.Stack().ForwardTCP(netstack.ForwardTCPConfig{Handler: func(r *netstack.TCPRequest) { cfg.TCP(tcpSYN{r}) }}); err != nil {
+	if err := d.forward(p, cfg); err != nil {
+		d.forget(cfg.PublicKey)
 		p.Remove()
 		return nil, err
 	}
-	if err := p.Stack().ForwardUDP(netstack.ForwardUDPConfig{Handler: func(r *netstack.UDPRequest) { cfg.UDP(udpFirst{r}) }}); err != nil {
-		p.Remove()
-		return nil, err
+	return devicePeer{p, d}, nil
+}
+
+// forward hands what the edge asks for to cfg's handlers.
+func (d *device) forward(p *tunnel.Peer, cfg JoinConfig) error {
+	if cfg.TCP != nil {
+		handle := func(r *netstack.TCPRequest) { cfg.TCP(tcpSYN{r}) }
+		if err := p.Stack().ForwardTCP(netstack.ForwardTCPConfig{Handler: handle}); err != nil {
+			return err
+		}
 	}
-	return devicePeer{p}, nil
+	if cfg.UDP != nil {
+		handle := func(r *netstack.UDPRequest) { cfg.UDP(udpFirst{r}) }
+		if err := p.Stack().ForwardUDP(netstack.ForwardUDPConfig{Handler: handle}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// remember notes who wants the news of an edge; false where the edge is joined
+// already.
+func (d *device) remember(cfg JoinConfig) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, known := d.onState[cfg.PublicKey]; known {
+		return false
+	}
+	d.onState[cfg.PublicKey] = cfg.OnState
+	return true
+}
+
+func (d *device) forget(key wgtypes.Key) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.onState, key)
+}
+
+// Dial implements Tunnel.
+func (d *device) Dial(ctx context.Context, overlay netip.AddrPort) (net.Conn, error) {
+	t, ok := any(d.Tunnel).(interface {
+		DialOverlay(context.Context, netip.AddrPort) (net.Conn, error)
+	})
+	if !ok {
+		return nil, errors.ErrUnsupported
+	}
+	return t.DialOverlay(ctx, overlay)
+}
+
+// SetPrivateKey implements Tunnel.
+func (d *device) SetPrivateKey(key wgtypes.Key) error {
+	t, ok := any(d.Tunnel).(interface{ SetPrivateKey(wgtypes.Key) error })
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	return t.SetPrivateKey(key)
 }
 
 // devicePeer is a tunnel's peer in the connector's terms.
-type devicePeer struct{ p *tunnel.Peer }
+type devicePeer struct {
+	p *tunnel.Peer
+	d *device
+}
 
 func (p devicePeer) SetEndpoint(a netip.AddrPort) error { return p.p.SetEndpoint(a) }
 func (p devicePeer) State() State                       { return stateOf(p.p.State()) }
+func (p devicePeer) Overlay() netip.Addr                { return p.p.Overlay() }
+
+func (p devicePeer) Remove() {
+	p.p.Remove()
+	p.d.forget(p.p.PublicKey())
+}
 
 // farewell is how short before its death an edge must have been heard to have
 // said farewell: one that falls silent takes more than 2 s to be given up.

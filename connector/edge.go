@@ -58,10 +58,13 @@ func newEdge(c *Connector, spec EdgeSpec) *edge {
 	return &edge{
 		c:    c,
 		spec: spec,
-		log:  c.log.With("edge", spec.URL.String()),
+		log:  c.log.With("edge", spec.String()),
 		news: make(chan struct{}, 1),
 	}
 }
+
+// name is what logs and metrics call the edge.
+func (e *edge) name() string { return e.spec.String() }
 
 // state returns the tunnel's word, the zero State before the edge is joined.
 func (e *edge) state() State {
@@ -117,7 +120,7 @@ func (e *edge) attempt(ctx context.Context) (came bool, err error) {
 func (e *edge) resolve(ctx context.Context) ([]netip.AddrPort, error) {
 	ctx, cancel := context.WithTimeout(ctx, resolveWithin)
 	defer cancel()
-	addrs, err := resolveEdge(ctx, e.c.deps.Resolver, e.spec.URL)
+	addrs, err := resolveURLs(ctx, e.c.deps.Resolver, e.spec.URLs)
 	if err != nil {
 		return nil, err
 	}
@@ -127,8 +130,30 @@ func (e *edge) resolve(ctx context.Context) ([]netip.AddrPort, error) {
 	return addrs, nil
 }
 
-// resolveEdge returns the addresses that url stands for now, at least one.
-func resolveEdge(ctx context.Context, r Resolver, url EdgeURL) ([]netip.AddrPort, error) {
+// resolveURLs returns the addresses that urls stand for now, at least one. It
+// fails only where none of them has any.
+func resolveURLs(ctx context.Context, r Resolver, urls []EdgeURL) ([]netip.AddrPort, error) {
+	var all []netip.AddrPort
+	var failures []error
+	for _, u := range urls {
+		addrs, err := resolveURL(ctx, r, u)
+		if err != nil {
+			failures = append(failures, err)
+		}
+		for _, a := range addrs {
+			if !slices.Contains(all, a) {
+				all = append(all, a)
+			}
+		}
+	}
+	if len(all) == 0 {
+		return nil, errors.Join(failures...)
+	}
+	return all, nil
+}
+
+// resolveURL returns the addresses that url stands for now, at least one.
+func resolveURL(ctx context.Context, r Resolver, url EdgeURL) ([]netip.AddrPort, error) {
 	if a, err := netip.ParseAddr(url.Host); err == nil {
 		return []netip.AddrPort{netip.AddrPortFrom(a.Unmap(), url.Port)}, nil
 	}
@@ -207,7 +232,7 @@ func (e *edge) call(addr netip.AddrPort) error {
 		return e.aimLocked()
 	}
 	peer, err := e.c.tunnel.Join(JoinConfig{
-		Name:      e.spec.URL.String(),
+		Name:      e.name(),
 		PublicKey: e.spec.PublicKey,
 		Endpoint:  addr,
 		OnState:   func(State) { e.notify() },
@@ -215,7 +240,7 @@ func (e *edge) call(addr netip.AddrPort) error {
 		UDP:       func(r UDPRequest) { e.c.serveUDP(e, r) },
 	})
 	if err != nil {
-		return fmt.Errorf("joining edge %q: %w", e.spec.URL, err)
+		return fmt.Errorf("joining edge %q: %w", e.name(), err)
 	}
 	e.peer, e.at = peer, addr
 	return nil

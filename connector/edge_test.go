@@ -102,13 +102,13 @@ func TestBackoffStartsAgainAfterSuccess(t *testing.T) {
 
 func TestResolvingOfAnAddressAsksNobody(t *testing.T) {
 	inBubble(t, func(t *testing.T, b *bench) {
-		b.spec.Edges[0].URL.Host = "::ffff:203.0.113.9"
+		b.spec.Edges[0].URLs[0].Host = "::ffff:203.0.113.9"
 		b.start()
 		defer func() { _ = b.finish() }()
 		if n := b.resolver.count(); n != 0 {
 			t.Errorf("%d lookups of an address", n)
 		}
-		p := b.tunnel.peer(t, b.spec.Edges[0].URL.String())
+		p := b.tunnel.peer(t, b.spec.Edges[0].String())
 		if got := p.called(); !slices.Equal(got, at("203.0.113.9:51820")) {
 			t.Errorf("called %v", got)
 		}

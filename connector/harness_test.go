@@ -19,6 +19,8 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/warrenmesh/warren/netstack/memnet"
+	"github.com/warrenmesh/warren/netstack/netx"
+	"github.com/warrenmesh/warren/netstack/tunnel"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -46,6 +48,12 @@ func (f *fakeTunnel) Join(cfg JoinConfig) (Peer, error) {
 	f.peers[cfg.Name] = p
 	return p, nil
 }
+
+func (f *fakeTunnel) Dial(context.Context, netip.AddrPort) (net.Conn, error) {
+	return nil, netx.ErrRefused
+}
+
+func (f *fakeTunnel) SetPrivateKey(wgtypes.Key) error { return nil }
 
 func (f *fakeTunnel) SetDraining(d bool) {
 	f.mu.Lock()
@@ -98,6 +106,10 @@ func (p *fakePeer) State() State {
 	}
 	return s
 }
+
+func (p *fakePeer) Overlay() netip.Addr { return tunnel.OverlayAddr(p.cfg.PublicKey) }
+
+func (p *fakePeer) Remove() {}
 
 // set changes the state, as news from the tunnel.
 func (p *fakePeer) set(s State) {
@@ -260,7 +272,7 @@ func newBench(t *testing.T) *bench {
 		end:      make(chan error, 1),
 	}
 	b.resolver.set("edge.example", "203.0.113.10")
-	b.spec = Spec{Name: "test", StateDir: filepath.Join(t.TempDir(), "state"), Edges: []EdgeSpec{{PublicKey: key.PublicKey(), URL: url}}}
+	b.spec = Spec{Name: "test", StateDir: filepath.Join(t.TempDir(), "state"), Edges: []EdgeSpec{{PublicKey: key.PublicKey(), URLs: []EdgeURL{url}}}}
 	b.deps = Deps{
 		Log: slog.New(b.log), Force: b.force, Version: "v1",
 		Resolver: b.resolver, OriginNet: memDialer{b.origins}, Reach: b.reach,

@@ -88,7 +88,7 @@ func (c *Connector) Collect(ch chan<- prometheus.Metric) {
 	counter(descBytes, c.count.fromOrigin.Load(), "from_origin")
 	for _, e := range c.edges {
 		s := e.state()
-		name := e.spec.URL.String()
+		name := e.name()
 		up := 0.0
 		if s.Alive {
 			up = 1

@@ -102,7 +102,7 @@ func (c *Connector) failed(e *edge, proto string, r request, err error) {
 // complain logs what became of a flow, within the bounds of the failLog.
 func (c *Connector) complain(e *edge, proto string, r request, result string, err error) {
 	c.fails.write(result, err,
-		slog.String("edge", e.spec.URL.String()), slog.String("proto", proto),
+		slog.String("edge", e.name()), slog.String("proto", proto),
 		slog.Any("source", r.Source()), slog.Any("destination", r.Destination()))
 }
 
@@ -198,6 +198,6 @@ func (c *Connector) ended(e *edge, proto string, r request, res relay.Result) {
 	if !c.log.Enabled(context.Background(), slog.LevelDebug) {
 		return
 	}
-	c.log.Debug("flow ended", "edge", e.spec.URL, "proto", proto, "source", r.Source(), "destination", r.Destination(),
+	c.log.Debug("flow ended", "edge", e.name(), "proto", proto, "source", r.Source(), "destination", r.Destination(),
 		"to_origin", res.AToB, "from_origin", res.BToA, "end", res.End, "err", res.Err)
 }

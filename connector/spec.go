@@ -13,6 +13,7 @@ import (
 
 	"github.com/warrenmesh/warren/connector/guard"
 	"github.com/warrenmesh/warren/connector/origin"
+	"github.com/warrenmesh/warren/edge/wire"
 )
 
 // Defaults and limits of a Spec.
@@ -38,15 +39,21 @@ type Spec struct {
 	// Name is what log lines call this connector. Default: the host's name,
 	// filled in by the config.
 	Name string
-	// StateDir holds connector.key where PrivateKeyFile is empty. The config
-	// fills in the default ($STATE_DIRECTORY, then XDG).
+	// StateDir holds what the connector remembers: its key where PrivateKeyFile
+	// is empty, and the edges at which it has enrolled. The config fills in the
+	// default ($STATE_DIRECTORY, then XDG).
 	StateDir string
 	// PrivateKeyFile holds the WireGuard private key, in base64. It must
 	// exist and must not be readable by others. Default: StateDir/connector.key,
 	// made on the first run with mode 0600.
 	PrivateKeyFile string
-	// Edges are served at the same time, each over its own tunnel peer.
+	// Edges are the declared ones: they know this connector's key from their
+	// own configuration. They and those at which it has enrolled are served at
+	// the same time, each over its own tunnel peer.
 	Edges []EdgeSpec
+	// Token enrols the connector at those of the token's edges at which it has
+	// not enrolled yet. The zero value: no token. It is never logged.
+	Token wire.Token
 	// Listen is the UDP address that WireGuard sends from. Default: any free
 	// port of any address; a connector needs no open port.
 	Listen netip.AddrPort
@@ -73,8 +80,17 @@ type Spec struct {
 type EdgeSpec struct {
 	// PublicKey is the edge's WireGuard public key.
 	PublicKey wgtypes.Key
-	// URL is where its WireGuard listens: see ParseEdgeURL.
-	URL EdgeURL
+	// URLs are where its WireGuard listens, at least one; they are tried in
+	// turn. The first is the edge's name in logs and metrics. See ParseEdgeURL.
+	URLs []EdgeURL
+}
+
+// String is the edge's first URL.
+func (e EdgeSpec) String() string {
+	if len(e.URLs) == 0 {
+		return ""
+	}
+	return e.URLs[0].String()
 }
 
 // EdgeURL is the place of an edge's WireGuard port.
@@ -140,8 +156,12 @@ func (u EdgeURL) MarshalText() ([]byte, error) { return []byte(u.String()), nil 
 // connector.toml ("edge[0].url"), the value as written, and what to do about
 // it. It is static: it looks at no file and resolves no name; Check does.
 func (s Spec) Validate(report func(path, value, hint string)) {
-	if s.StateDir == "" && s.PrivateKeyFile == "" {
+	switch {
+	case s.StateDir != "":
+	case s.PrivateKeyFile == "":
 		report("connector.state_dir", "", "a directory for the connector's key, or connector.private_key_file, is needed")
+	case s.hasToken():
+		report("connector.state_dir", "", "a directory to remember the enrolment in is needed")
 	}
 	s.validateEdges(report)
 	s.Origin.Validate(report)
@@ -172,7 +192,7 @@ func (s Spec) Validate(report func(path, value, hint string)) {
 }
 
 func (s Spec) validateEdges(report func(path, value, hint string)) {
-	if len(s.Edges) == 0 {
+	if len(s.Edges) == 0 && !s.hasToken() && s.StateDir == "" { // the state may know some
 		report("edge", "", "an [[edge]] table with the edge's public_key and url is needed")
 	}
 	seen := make(map[wgtypes.Key]int, len(s.Edges))
@@ -186,15 +206,23 @@ func (s Spec) validateEdges(report func(path, value, hint string)) {
 		} else {
 			seen[e.PublicKey] = i
 		}
-		if _, err := ParseEdgeURL(e.URL.String()); err != nil {
-			report(path+".url", e.URL.String(), err.Error())
-		} else if first, dup := urls[e.URL]; dup {
-			report(path+".url", e.URL.String(), fmt.Sprintf("edge[%d] has the same url: keep one of them", first))
-		} else {
-			urls[e.URL] = i
+		if len(e.URLs) == 0 {
+			report(path+".url", "", "where the edge's WireGuard listens is needed, such as fra1.example.net:51820")
+		}
+		for _, u := range e.URLs {
+			if _, err := ParseEdgeURL(u.String()); err != nil {
+				report(path+".url", u.String(), err.Error())
+			} else if first, dup := urls[u]; dup && first != i {
+				report(path+".url", u.String(), fmt.Sprintf("edge[%d] has the same url: keep one of them", first))
+			} else {
+				urls[u] = i
+			}
 		}
 	}
 }
+
+// hasToken tells whether there is a token.
+func (s Spec) hasToken() bool { return len(s.Token.Edges) > 0 }
 
 // withDefaults fills what was left out.
 func (s Spec) withDefaults() Spec {

@@ -64,7 +64,7 @@ func goodSpec(t *testing.T) Spec {
 	}
 	return Spec{
 		StateDir: t.TempDir(),
-		Edges:    []EdgeSpec{{PublicKey: key.PublicKey(), URL: EdgeURL{Host: "edge.example", Port: 51820}}},
+		Edges:    []EdgeSpec{{PublicKey: key.PublicKey(), URLs: []EdgeURL{{Host: "edge.example", Port: 51820}}}},
 	}
 }
 
@@ -77,7 +77,8 @@ func TestValidate(t *testing.T) {
 		{name: "good", change: func(*Spec) {}},
 		{name: "zero", change: func(s *Spec) { *s = Spec{} }, want: []string{"connector.state_dir", "edge"}},
 		{name: "no key", change: func(s *Spec) { s.Edges[0].PublicKey = wgtypes.Key{} }, want: []string{"edge[0].public_key"}},
-		{name: "no url", change: func(s *Spec) { s.Edges[0].URL = EdgeURL{} }, want: []string{"edge[0].url"}},
+		{name: "no url", change: func(s *Spec) { s.Edges[0].URLs = nil }, want: []string{"edge[0].url"}},
+		{name: "empty url", change: func(s *Spec) { s.Edges[0].URLs[0] = EdgeURL{} }, want: []string{"edge[0].url"}},
 		{name: "an edge twice", change: func(s *Spec) { s.Edges = append(s.Edges, s.Edges[0]) }, want: []string{"edge[1].public_key", "edge[1].url"}},
 		{name: "guard", change: func(s *Spec) { s.Guard.Deny = []guard.Rule{{}} }, want: []string{"guard.deny[0]"}},
 		{name: "alias", change: func(s *Spec) { s.Origin.Aliases = []origin.Alias{{}} }, want: []string{"alias[0].from", "alias[0].to"}},
@@ -125,7 +126,7 @@ func TestCheck(t *testing.T) {
 		want   map[string]string // path → a part of the hint
 	}{
 		{name: "good", change: func(s *Spec) { s.Origin.Aliases = []origin.Alias{alias("tcp/10.0.0.1:80", "db.example:80")} }},
-		{name: "edge without an address", change: func(s *Spec) { s.Edges[0].URL.Host = "none.example" }, want: map[string]string{"edge[0].url": "no such host"}},
+		{name: "edge without an address", change: func(s *Spec) { s.Edges[0].URLs[0].Host = "none.example" }, want: map[string]string{"edge[0].url": "no such host"}},
 		{name: "alias without an address", change: func(s *Spec) { s.Origin.Aliases = []origin.Alias{alias("tcp/10.0.0.1:80", "none.example:80")} },
 			want: map[string]string{"alias[0].to": "no such host"}},
 		{name: "alias to loopback by name", change: func(s *Spec) { s.Origin.Aliases = []origin.Alias{alias("tcp/10.0.0.1:80", "loop.example:80")} },
@@ -136,7 +137,7 @@ func TestCheck(t *testing.T) {
 		}, want: map[string]string{"alias[0].from": "the guard denies it"}},
 		{name: "no key file", change: func(s *Spec) { s.PrivateKeyFile = "/none/key" }, want: map[string]string{"connector.private_key_file": "no such file"}},
 		{name: "open key in the state directory", change: func(s *Spec) { writeFile(t, s.KeyFile(), "x", 0o644) }, want: map[string]string{"connector.state_dir": "chmod 600"}},
-		{name: "problems of the spec come first", change: func(s *Spec) { s.Edges = nil; s.PrivateKeyFile = "/none/key" }, want: map[string]string{"edge": "an [[edge]] table"}},
+		{name: "problems of the spec come first", change: func(s *Spec) { s.Edges[0].URLs = nil; s.PrivateKeyFile = "/none/key" }, want: map[string]string{"edge[0].url": "is needed"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

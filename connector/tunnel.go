@@ -16,6 +16,13 @@ type Tunnel interface {
 	// Join adds an edge and starts to call it. It fails where the edge's key
 	// cannot be a peer.
 	Join(JoinConfig) (Peer, error)
+	// Dial opens a TCP connection to a port of an edge's overlay address, the
+	// one service that it has there for us. It fails, and a connection ends,
+	// when that edge dies, is removed, or the tunnel closed.
+	Dial(ctx context.Context, overlay netip.AddrPort) (net.Conn, error)
+	// SetPrivateKey changes this end's key. Every edge is called anew; flows
+	// go on where the edge knows the new key. Connections of Dial end.
+	SetPrivateKey(key wgtypes.Key) error
 	// SetDraining tells every edge that no new flow is wanted.
 	SetDraining(bool)
 	// Drops yields what the tunnel threw away, by place and reason.
@@ -35,12 +42,14 @@ type TunnelConfig struct {
 type JoinConfig struct {
 	Name      string
 	PublicKey wgtypes.Key
-	Endpoint  netip.AddrPort
+	// PresharedKey is the second factor of a bootstrap peer. Zero: none.
+	PresharedKey wgtypes.Key
+	Endpoint     netip.AddrPort
 	// OnState is called after each change, in order, and does not block.
 	OnState func(State)
 	// TCP is called with each new connection, UDP with each new UDP flow, on
 	// a goroutine that is the flow's own. A call should end soon after the
-	// request's Context does; Close waits for it.
+	// request's Context does; Close waits for it. Nil: none is taken.
 	TCP func(TCPRequest)
 	UDP func(UDPRequest)
 }
@@ -51,6 +60,11 @@ type Peer interface {
 	SetEndpoint(netip.AddrPort) error
 	// State is the state of the moment.
 	State() State
+	// Overlay is the edge's overlay address.
+	Overlay() netip.Addr
+	// Remove aborts the edge's flows and connections and forgets it. It must
+	// not be called from OnState.
+	Remove()
 }
 
 // State is what the tunnel knows of an edge.

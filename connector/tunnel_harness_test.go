@@ -113,7 +113,7 @@ func newRealBench(t *testing.T) *realBench {
 
 // serve adds an edge to the spec.
 func (b *realBench) serve(key wgtypes.Key, at netip.AddrPort) {
-	b.spec.Edges = append(b.spec.Edges, EdgeSpec{PublicKey: key.PublicKey(), URL: EdgeURL{Host: at.Addr().String(), Port: at.Port()}})
+	b.spec.Edges = append(b.spec.Edges, EdgeSpec{PublicKey: key.PublicKey(), URLs: []EdgeURL{{Host: at.Addr().String(), Port: at.Port()}}})
 }
 
 func (b *realBench) alias(from, to string) {

@@ -235,7 +235,7 @@ func TestEdgeChangesItsAddress(t *testing.T) {
 	resolver := &fakeResolver{}
 	resolver.set("edge.example", "127.0.0.1")
 	b.deps.Resolver = resolver
-	b.spec.Edges = []EdgeSpec{{PublicKey: key.PublicKey(), URL: EdgeURL{Host: "edge.example", Port: e.addr().Port()}}}
+	b.spec.Edges = []EdgeSpec{{PublicKey: key.PublicKey(), URLs: []EdgeURL{{Host: "edge.example", Port: e.addr().Port()}}}}
 	b.start()
 	resolver.set("edge.example", "127.0.0.2")
 	next := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), e.addr().Port())

@@ -222,7 +222,7 @@ func (f *file) spec(doc *strict.Doc, env Env) connector.Spec {
 		s.Grace = -1
 	}
 	for _, e := range f.Edge {
-		s.Edges = append(s.Edges, connector.EdgeSpec{PublicKey: wgtypes.Key(e.PublicKey), URL: e.URL.EdgeURL})
+		s.Edges = append(s.Edges, connector.EdgeSpec{PublicKey: wgtypes.Key(e.PublicKey), URLs: []connector.EdgeURL{e.URL.EdgeURL}})
 	}
 	for _, a := range f.Alias {
 		s.Origin.Aliases = append(s.Origin.Aliases, origin.Alias{From: a.From.Service, To: a.To.Target})

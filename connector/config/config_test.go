@@ -82,7 +82,7 @@ func TestFull(t *testing.T) {
 	prefix := netip.MustParsePrefix
 	want := connector.Spec{
 		Name: "berlin-1", StateDir: "/var/lib/warren-connector", PrivateKeyFile: "/etc/warren/connector.key",
-		Edges: []connector.EdgeSpec{{PublicKey: pub, URL: connector.EdgeURL{Host: "fra1.example.net", Port: 51820}}},
+		Edges: []connector.EdgeSpec{{PublicKey: pub, URLs: []connector.EdgeURL{{Host: "fra1.example.net", Port: 51820}}}},
 		Origin: origin.Spec{Aliases: []origin.Alias{{
 			From: origin.Service{Proto: "tcp", Addr: netip.MustParseAddrPort("10.0.0.10:5432")},
 			To:   origin.Target{Host: "postgres.default.svc", Port: 5432},
