@@ -1,3 +1,5 @@
+//go:build wgctrl
+
 package integration
 
 import (
