@@ -77,14 +77,20 @@ func (e *edge) Drain(ctx context.Context, r client.DrainRequest) (client.DrainRe
 func serve(t *testing.T, e *edge) (socket string, c *client.Client) {
 	t.Helper()
 	socket = filepath.Join(t.TempDir(), "warren.sock")
+	return socket, serveOn(t, socket, New(slog.New(slog.DiscardHandler), e, e))
+}
+
+// serveOn runs a Server on a socket until the test ends.
+func serveOn(t *testing.T, socket string, s *Server) *client.Client {
+	t.Helper()
 	ln, err := Listen(socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- New(slog.New(slog.DiscardHandler), e, e).Serve(ctx, ln) }()
-	c = client.New(socket)
+	go func() { served <- s.Serve(ctx, ln) }()
+	c := client.New(socket)
 	t.Cleanup(func() {
 		c.Close()
 		cancel()
@@ -92,7 +98,7 @@ func serve(t *testing.T, e *edge) (socket string, c *client.Client) {
 			t.Error(err)
 		}
 	})
-	return socket, c
+	return c
 }
 
 func full() *edge {

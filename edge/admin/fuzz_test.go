@@ -43,6 +43,36 @@ func FuzzDecodeProbe(f *testing.F) {
 	})
 }
 
+func FuzzDecodeToken(f *testing.F) {
+	for _, seed := range []string{
+		``, `{}`, `{"network":"berlin","routes":["10.0.0.0/16"]}`, `{"network":"b","routes":["2001:db8::/32","0.0.0.0/0"],"ttl_ms":60000,"ephemeral":true}`,
+		`{"network":"b","routes":["10.0.0.1/16"]}`, `{"network":"b","routes":["::ffff:10.0.0.0/104"]}`, `{"network":"b","routes":["fe80::%a/10"]}`,
+		`{"network":"b","routes":["10.0.0.0/8"],"ttl_ms":1e3}`, `{"network":"b","routes":["10.0.0.0/8"],"ttl_ms":-9223372036854775808}`,
+		`{"network":"b","routes":["10.0.0.0/8"],"edges":[{"public_key":"k","urls":["a:1"]}]}`, `{"routes":null}`, `{"routes":[null]}`,
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, body string) {
+		r, err := decode[client.TokenRequest](strings.NewReader(body))
+		if err != nil {
+			return
+		}
+		checked, routes, err := r.Check()
+		if err != nil {
+			return
+		}
+		if checked.TTLMillis < client.MinTokenTTL.Milliseconds() || checked.TTLMillis > client.MaxTokenTTL.Milliseconds() ||
+			checked.Network == "" || len(routes) == 0 || len(routes) != len(checked.Routes) || checked.Ephemeral && !checked.Reusable {
+			t.Fatalf("accepted %q as %+v", body, checked)
+		}
+		for i, p := range routes {
+			if !p.IsValid() || p != p.Masked() || p.Addr().Is4In6() || p.Addr().Zone() != "" {
+				t.Fatalf("accepted route %q as %v", checked.Routes[i], p)
+			}
+		}
+	})
+}
+
 func FuzzParseFlowQuery(f *testing.F) {
 	for _, seed := range []string{"", "app=db", "limit=10000", "limit=10001", "limit=-1", "app=a&app=b", "network=%00", "x=y", "limit=1e3", "%zz"} {
 		f.Add(seed)
