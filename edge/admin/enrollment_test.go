@@ -31,7 +31,7 @@ func (e *enroller) note(format string, args ...any) error {
 }
 
 var token = client.Token{ID: "0123456789abcdef", Name: "berlin-1", Network: "berlin", Routes: []string{"10.0.0.0/16"},
-	State: client.TokenActive, Created: epoch, Expires: epoch.Add(time.Hour), UsedBy: []string{"berlin-1"}}
+	State: client.TokenActive, Created: epoch, Expires: epoch.Add(time.Hour), Connectors: []string{"berlin-1"}}
 
 const tokenText = "wrn1_secret"
 

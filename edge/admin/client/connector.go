@@ -14,6 +14,7 @@ const (
 	ConnectorDraining = "draining" // alive, and takes no new flows: it asks for that, or an operator does (Held)
 	ConnectorPending  = "pending"  // registered with a token; its key has not called yet
 	ConnectorRevoked  = "revoked"  // its key is refused
+	ConnectorAsleep   = "asleep"   // the config has its network no more
 )
 
 // Origin of a connector: how this edge came to know it.
@@ -33,7 +34,7 @@ type Connector struct {
 	Name      string   `json:"name"`
 	Network   string   `json:"network"`
 	Origin    string   `json:"origin"` // declared or token
-	State     string   `json:"state"`  // up, down, draining, pending or revoked
+	State     string   `json:"state"`  // up, down, draining, pending, revoked or asleep
 	Why       string   `json:"why,omitempty"`
 	PublicKey string   `json:"public_key"`
 	Overlay   string   `json:"overlay"`
@@ -49,15 +50,16 @@ type Connector struct {
 	Flows        int       `json:"flows"`
 	Since        time.Time `json:"since,omitzero"` // when State was entered
 
-	Held         bool      `json:"held,omitempty"`          // drained by an operator of this edge
-	PendingUntil time.Time `json:"pending_until,omitzero"`  // when a pending one is given up
-	TokenID      string    `json:"token_id,omitempty"`      // that it enrolled with
-	Ephemeral    bool      `json:"ephemeral,omitempty"`     // forgotten after 10 minutes of absence
-	Enrolled     time.Time `json:"enrolled,omitzero"`       // when its first key called
-	KeySince     time.Time `json:"key_since,omitzero"`      // when its present key called first
-	Rotation     string    `json:"rotation,omitempty"`      // asked or registered; empty: none is under way
-	Revision     uint64    `json:"revision,omitempty"`      // of its grant
-	MaxTCPFlows  int       `json:"max_tcp_flows,omitempty"` // of its grant; 0: its own limits alone
+	Held         bool      `json:"held,omitempty"`            // drained by an operator of this edge
+	PendingUntil time.Time `json:"pending_until,omitzero"`    // when a pending one is given up
+	TokenID      string    `json:"token_id,omitempty"`        // that it enrolled with
+	Ephemeral    bool      `json:"ephemeral,omitempty"`       // forgotten after 10 minutes of absence
+	Enrolled     time.Time `json:"enrolled,omitzero"`         // when its first key called
+	KeySince     time.Time `json:"key_since,omitzero"`        // when its present key was registered
+	NextKey      string    `json:"next_public_key,omitempty"` // registered, to take the present key's place
+	Rotation     string    `json:"rotation,omitempty"`        // asked or registered; empty: none is under way
+	Revision     uint64    `json:"revision,omitempty"`        // of its grant
+	MaxTCPFlows  int       `json:"max_tcp_flows,omitempty"`   // of its grant; 0: its own limits alone
 	MaxUDPFlows  int       `json:"max_udp_flows,omitempty"`
 
 	Report *Report `json:"report,omitempty"` // the last; nil: none since this edge started
@@ -111,8 +113,8 @@ type ConnectorResult struct {
 	// Connector is as the action left it: one that was revoked is as it was,
 	// but for its State and its flows.
 	Connector Connector `json:"connector"`
-	// Aborted counts the flows that the action cut.
-	Aborted int    `json:"aborted,omitempty"`
+	// Aborted counts the flows that a revocation or other routes cut.
+	Aborted int    `json:"aborted"`
 	Note    string `json:"note,omitempty"` // what is worth knowing besides, a sentence
 }
 

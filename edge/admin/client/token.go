@@ -46,10 +46,12 @@ type Token struct {
 	Ended     time.Time `json:"ended,omitzero"`     // when State was entered; zero while it is active
 	Forgotten time.Time `json:"forgotten,omitzero"` // when an ended one goes from the list
 
-	Uses     int       `json:"uses"`              // enrolments so far
-	Pending  int       `json:"pending,omitempty"` // registrations whose key has not called yet
-	LastUsed time.Time `json:"last_used,omitzero"`
-	UsedBy   []string  `json:"used_by,omitempty"` // the latest connectors that enrolled, the last one first
+	Uses       int       `json:"uses"`              // connectors whose key has called
+	Pending    int       `json:"pending,omitempty"` // registrations whose key has not
+	LastUsed   time.Time `json:"last_used,omitzero"`
+	Connectors []string  `json:"connectors"`         // that came by it and are still there, sorted
+	SpentBy    string    `json:"spent_by,omitempty"` // the connector that spent a single-use one
+	Edges      []string  `json:"edges"`              // public keys of all edges that it is good for
 }
 
 // TokenEdge names another edge that a token is good for.
