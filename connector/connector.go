@@ -122,7 +122,7 @@ func New(spec Spec, deps Deps) (*Connector, error) {
 		deps:  deps,
 		log:   deps.Log,
 		guard: guard.New(spec.Guard),
-		flows: newFlows(spec.MaxTCPFlows, spec.MaxUDPFlows),
+		flows: newFlows(context.Background(), spec.MaxTCPFlows, spec.MaxUDPFlows),
 		fails: newFailLog(deps.Log),
 	}
 	c.origin = origin.New(spec.Origin, origin.Deps{Guard: c.guard, Resolver: deps.Resolver, Net: deps.OriginNet})
@@ -173,7 +173,7 @@ func (c *Connector) Run(ctx context.Context) error {
 	}
 	// The flows' context ends before the tunnel, so that no handler dials on;
 	// the tunnel ends before the wait, so that no handshake holds a flow up.
-	empty := c.flows.cut()
+	empty := c.flows.cut(errCut)
 	device.Close()
 	<-empty
 	c.log.Info("stopped")

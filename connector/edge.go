@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/netip"
 	"slices"
 	"sync"
@@ -43,7 +44,8 @@ type edge struct {
 	spec EdgeSpec
 	log  *slog.Logger
 
-	news chan struct{} // capacity 1: the tunnel reported a change
+	flows *flows        // those of this edge, within its grant
+	news  chan struct{} // capacity 1: the tunnel reported a change
 
 	mu   sync.Mutex
 	peer Peer // nil before the first resolution
@@ -56,10 +58,11 @@ type edge struct {
 
 func newEdge(c *Connector, spec EdgeSpec) *edge {
 	return &edge{
-		c:    c,
-		spec: spec,
-		log:  c.log.With("edge", spec.String()),
-		news: make(chan struct{}, 1),
+		c:     c,
+		spec:  spec,
+		log:   c.log.With("edge", spec.String()),
+		news:  make(chan struct{}, 1),
+		flows: newFlows(c.flows.ctx, math.MaxInt, math.MaxInt),
 	}
 }
 

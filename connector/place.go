@@ -3,6 +3,7 @@ package connector
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"time"
 )
 
@@ -17,7 +18,7 @@ const (
 )
 
 // errYield is the cause of the end of a flow that made room for a new one.
-var errYield = errors.New("an idle UDP flow was ended for a new one: raise [limits] max_udp_flows, or lower udp_idle")
+var errYield = errors.New("an idle UDP flow was ended for a new one: raise max_udp_flows, or lower udp_idle")
 
 // dropYielded counts such ends in the drops metric.
 const dropYielded = "udp_flow_yielded"
@@ -26,20 +27,21 @@ const dropYielded = "udp_flow_yielded"
 // away, once the flow is established and idle.
 type place struct {
 	proto string
+	dst   netip.Addr
+	end   context.CancelCauseFunc
 
 	// Guarded by flows.mu.
-	idle  func() time.Duration
-	end   context.CancelCauseFunc // nil until the flow is established
-	at    int                     // in flows.yielding, while it is there
-	taken bool                    // another flow has the place; this one is ending
+	idle  func() time.Duration // nil until the flow is established
+	at    int                  // in flows.yielding, while it is there
+	taken bool                 // another flow has the place; this one is ending
 }
 
-// established makes p one that may be taken, once idle says so: end then ends
-// its flow. Neither may block.
-func (f *flows) established(p *place, idle func() time.Duration, end context.CancelCauseFunc) {
+// established makes p one that may be taken, once idle says so, which does not
+// block.
+func (f *flows) established(p *place, idle func() time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	p.idle, p.end, p.at = idle, end, len(f.yielding)
+	p.idle, p.at = idle, len(f.yielding)
 	f.yielding = append(f.yielding, p)
 }
 
@@ -62,7 +64,6 @@ func (f *flows) takeLocked() bool {
 	f.forgetLocked(idlest)
 	idlest.taken = true
 	f.live[idlest.proto]--
-	f.ending++
 	idlest.end(errYield)
 	return true
 }

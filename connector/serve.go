@@ -44,7 +44,7 @@ func resultOf(err error) string {
 		return resultDraining
 	case errors.Is(err, errTooMany), errors.Is(err, origin.ErrDescriptors):
 		return resultLimit
-	case errors.Is(err, errDenied), errors.Is(err, origin.ErrDenied):
+	case errors.Is(err, errDenied), errors.Is(err, errNotGranted), errors.Is(err, origin.ErrDenied):
 		return resultDenied
 	case errors.Is(err, origin.ErrResolve):
 		return resultResolve
@@ -60,8 +60,11 @@ func resultOf(err error) string {
 	return resultUnreachable
 }
 
-// errDenied: the guard denied the destination that the edge asked for.
-var errDenied = fmt.Errorf("%w: denied by the connector's guard", netx.ErrUnreachable)
+// Why a destination that the edge asked for is denied.
+var (
+	errDenied     = fmt.Errorf("%w: denied by the connector's guard", netx.ErrUnreachable)
+	errNotGranted = fmt.Errorf("%w: denied by the edge's grant", netx.ErrUnreachable)
+)
 
 // request is what the two kinds of request have in common.
 type request interface {
@@ -71,22 +74,50 @@ type request interface {
 	Reject(err error)
 }
 
-// begin asks the guard and takes a place for the flow. Where either says no,
-// it answers the edge and returns nil; else the caller owes flows.done.
-func (c *Connector) begin(e *edge, proto string, r request) *place {
-	dst := r.Destination()
-	var p *place
-	err := error(nil)
-	if v, why := c.guard.Allow(proto, dst); v != guard.Allow {
-		err = fmt.Errorf("%w: \"%s/%s\": %s", errDenied, proto, dst, why)
-	} else {
-		p, err = c.flows.admit(proto)
-	}
+// admitted is a flow that holds its places: among those of its edge, and among
+// all.
+type admitted struct {
+	ctx     context.Context // ends when the flow is cut
+	end     context.CancelCauseFunc
+	of, all *place
+}
+
+// begin asks the guard and takes the flow's places. Where either says no, it
+// answers the edge and returns nil; else the caller owes a call of done.
+func (c *Connector) begin(e *edge, proto string, r request) *admitted {
+	f, err := c.admit(e, proto, r.Destination())
 	if err != nil {
 		r.Reject(err)
 		c.failed(e, proto, r, err)
+		return nil
 	}
-	return p
+	return f
+}
+
+func (c *Connector) admit(e *edge, proto string, dst netip.AddrPort) (*admitted, error) {
+	if v, why := c.guard.Allow(proto, dst); v != guard.Allow {
+		return nil, fmt.Errorf("%w: \"%s/%s\": %s", errDenied, proto, dst, why)
+	}
+	ctx, end := context.WithCancelCause(e.flows.ctx)
+	f := &admitted{ctx: ctx, end: end}
+	var err error
+	if f.of, err = e.flows.admit(proto, dst.Addr(), end); err != nil {
+		end(err)
+		return nil, err
+	}
+	if f.all, err = c.flows.admit(proto, dst.Addr(), end); err != nil {
+		e.flows.done(f.of)
+		end(err)
+		return nil, err
+	}
+	return f, nil
+}
+
+// done gives the flow's places back.
+func (c *Connector) done(e *edge, f *admitted) {
+	f.end(nil)
+	e.flows.done(f.of)
+	c.flows.done(f.all)
 }
 
 // failed counts and logs a flow that did not come to be.
@@ -107,9 +138,9 @@ func (c *Connector) complain(e *edge, proto string, r request, result string, er
 }
 
 // dial opens the origin's side of an admitted flow, or answers the edge with
-// why it cannot. The dial ends with the connector, and with the edge's NIC.
-func (c *Connector) dial(e *edge, proto string, r request) (net.Conn, bool) {
-	ctx, cancel := context.WithCancel(c.flows.ctx)
+// why it cannot. The dial ends with the flow, and with the edge's NIC.
+func (c *Connector) dial(e *edge, proto string, r request, f *admitted) (net.Conn, bool) {
+	ctx, cancel := context.WithCancel(f.ctx)
 	defer cancel()
 	defer context.AfterFunc(r.Context(), cancel)()
 	private, err := c.origin.DialContext(ctx, proto, r.Destination())
@@ -125,12 +156,12 @@ func (c *Connector) dial(e *edge, proto string, r request) (net.Conn, bool) {
 // origin has accepted, so that the edge knows the truth before a byte flows.
 // It returns when the flow is over; both conns are closed then.
 func (c *Connector) serveTCP(e *edge, r TCPRequest) {
-	p := c.begin(e, "tcp", r)
-	if p == nil {
+	f := c.begin(e, "tcp", r)
+	if f == nil {
 		return
 	}
-	defer c.flows.done(p)
-	private, ok := c.dial(e, "tcp", r)
+	defer c.done(e, f)
+	private, ok := c.dial(e, "tcp", r, f)
 	if !ok {
 		return
 	}
@@ -141,21 +172,21 @@ func (c *Connector) serveTCP(e *edge, r TCPRequest) {
 		return
 	}
 	c.count.dialed("tcp", resultOK)
-	c.ended(e, "tcp", r, relay.Copy(c.flows.ctx, inner, private, relay.Options{
+	c.ended(e, "tcp", r, relay.Copy(f.ctx, inner, private, relay.Options{
 		AToB: &c.count.toOrigin, BToA: &c.count.fromOrigin,
 	}))
 }
 
 // serveUDP carries one UDP flow, until it is idle, the edge ends its session,
-// it yields to a new one, or one side is gone. When the origin says that nobody listens there, the
-// edge is told.
+// it yields to a new one, or one side is gone. When the origin says that nobody
+// listens there, the edge is told.
 func (c *Connector) serveUDP(e *edge, r UDPRequest) {
-	p := c.begin(e, "udp", r)
-	if p == nil {
+	f := c.begin(e, "udp", r)
+	if f == nil {
 		return
 	}
-	defer c.flows.done(p)
-	private, ok := c.dial(e, "udp", r)
+	defer c.done(e, f)
+	private, ok := c.dial(e, "udp", r, f)
 	if !ok {
 		return
 	}
@@ -166,11 +197,10 @@ func (c *Connector) serveUDP(e *edge, r UDPRequest) {
 		return
 	}
 	c.count.dialed("udp", resultOK)
-	ctx, cancel := context.WithCancelCause(c.flows.ctx)
-	defer cancel(nil)
 	var meter relay.Meter
-	c.flows.established(p, meter.Idle, cancel)
-	res := relay.Datagrams(ctx, inner, private, relay.Options{
+	e.flows.established(f.of, meter.Idle)
+	c.flows.established(f.all, meter.Idle)
+	res := relay.Datagrams(f.ctx, inner, private, relay.Options{
 		Idle:   c.spec.UDPIdle,
 		Meter:  &meter,
 		AToB:   &c.count.toOrigin,

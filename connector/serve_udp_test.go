@@ -91,7 +91,7 @@ func TestUDPFailures(t *testing.T) {
 				var other *place
 				if tt.name == "no place" {
 					var err error
-					if other, err = b.c.flows.admit("udp"); err != nil {
+					if other, err = b.c.flows.admit("udp", netip.Addr{}, func(error) {}); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -191,7 +191,7 @@ func TestUDPIdlestFlowYields(t *testing.T) {
 		if n := b.c.Status().UDPFlows; n != places {
 			t.Errorf("%d flows are live, want %d", n, places)
 		}
-		if got := b.log.with("raise [limits] max_udp_flows"); len(got) != 1 || !strings.Contains(got[0], "reason="+resultLimit) {
+		if got := b.log.with("raise max_udp_flows"); len(got) != 1 || !strings.Contains(got[0], "reason="+resultLimit) {
 			t.Errorf("the log says %q", got)
 		}
 		if n := b.c.count.drops.Count(dropYielded); n != 1 {
@@ -210,16 +210,16 @@ func TestUDPIdlestFlowYields(t *testing.T) {
 // However the flows come and go, every place is found, and given back once.
 func TestUDPPlacesUnderChurn(t *testing.T) {
 	const places = 3 * yieldSample
-	f := newFlows(1, places)
-	defer f.cut()
+	f := newFlows(t.Context(), 1, places)
+	defer f.cut(errCut)
 	var live []*place
 	ended := 0
 	for i := range 2000 {
-		p, err := f.admit("udp")
+		p, err := f.admit("udp", netip.Addr{}, func(error) { ended++ })
 		if err != nil {
 			t.Fatalf("flow %d: %v", i, err)
 		}
-		f.established(p, func() time.Duration { return yieldAfter }, func(error) { ended++ })
+		f.established(p, func() time.Duration { return yieldAfter })
 		live = append(live, p)
 		if i%7 == 0 {
 			k := i * 31 % len(live)
@@ -229,8 +229,8 @@ func TestUDPPlacesUnderChurn(t *testing.T) {
 			}
 			live = append(live[:k], live[k+1:]...)
 		}
-		if n := f.count("udp"); n > places || n != len(live)-ended || len(f.yielding) != n || f.ending != ended {
-			t.Fatalf("after %d flows: %d live, %d may yield, %d end; the test holds %d of which %d were ended", i+1, n, len(f.yielding), f.ending, len(live), ended)
+		if n := f.count("udp"); n > places || n != len(live)-ended || len(f.yielding) != n || len(f.places) != len(live) {
+			t.Fatalf("after %d flows: %d live, %d may yield, %d end; the test holds %d of which %d were ended", i+1, n, len(f.yielding), len(f.places)-n, len(live), ended)
 		}
 	}
 	for _, p := range live {
@@ -239,6 +239,6 @@ func TestUDPPlacesUnderChurn(t *testing.T) {
 	select {
 	case <-f.drain():
 	default:
-		t.Errorf("%d places are held by nobody", f.count("udp")+f.ending)
+		t.Errorf("%d places are held by nobody", len(f.places))
 	}
 }
