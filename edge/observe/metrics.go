@@ -183,12 +183,24 @@ type EndpointState struct {
 	Up       bool
 }
 
-// ConnectorState is a connector's tunnel.
+// ConnectorState is a connector's tunnel, and what it says of itself.
 type ConnectorState struct {
 	Network   string
 	Connector string
 	Up        bool
 	RTT       time.Duration // 0 if not measured
+
+	Reports     bool          // it has reported since the edge started
+	ClockOffset time.Duration // its clock less the edge's
+}
+
+// EnrollmentState is what the registry of connectors has counted. The keys of
+// its maps are constants of the code.
+type EnrollmentState struct {
+	Enrollments map[string]uint64 // requests by result
+	Tokens      map[string]int    // that are there, by state
+	Syncs       uint64            // answered
+	SyncsHeld   int               // waiting
 }
 
 // Drops reports everything that a room has dropped so far: where and why are
@@ -213,4 +225,12 @@ func (m *Metrics) SetConnectors(list func() []ConnectorState) {
 	m.states.mu.Lock()
 	defer m.states.mu.Unlock()
 	m.states.connectors = list
+}
+
+// SetEnrollment sets the function that is asked for the registry's counts at
+// each scrape.
+func (m *Metrics) SetEnrollment(counts func() EnrollmentState) {
+	m.states.mu.Lock()
+	defer m.states.mu.Unlock()
+	m.states.enrollment = counts
 }

@@ -108,9 +108,12 @@ func TestMetricsAskOtherRooms(t *testing.T) {
 	})
 	m.SetConnectors(func() []ConnectorState {
 		return []ConnectorState{
-			{Network: "berlin", Connector: "berlin-1", Up: true, RTT: 1500 * time.Microsecond},
+			{Network: "berlin", Connector: "berlin-1", Up: true, RTT: 1500 * time.Microsecond, Reports: true, ClockOffset: -time.Hour},
 			{Network: "tokyo", Connector: "not \xff utf8"},
 		}
+	})
+	m.SetEnrollment(func() EnrollmentState {
+		return EnrollmentState{Enrollments: map[string]uint64{"pending": 2, "spent": 1}, Tokens: map[string]int{"active": 3}, Syncs: 7, SyncsHeld: 1}
 	})
 	remove := m.AddDrops(func(yield func(string, string, uint64)) {
 		yield("link", "queue_full", 3)
@@ -119,13 +122,19 @@ func TestMetricsAskOtherRooms(t *testing.T) {
 	m.AddDrops(func(yield func(string, string, uint64)) { yield("link", "queue_full", 4) })
 
 	want := map[string]float64{
-		`warren_endpoint_up{endpoint="10.0.0.10:5432",monitor="pg",network="berlin"}`: 1,
-		`warren_endpoint_up{endpoint="10.0.0.10:5432",monitor="pg",network="tokyo"}`:  0,
-		`warren_connector_up{connector="berlin-1",network="berlin"}`:                  1,
-		"warren_connector_up{connector=\"not \uFFFD utf8\",network=\"tokyo\"}":        0,
-		`warren_tunnel_rtt_seconds{connector="berlin-1",network="berlin"}`:            0.0015,
-		`warren_drops_total{where="link",why="queue_full"}`:                           7,
-		`warren_drops_total{where="shim",why="bad_length"}`:                           1,
+		`warren_endpoint_up{endpoint="10.0.0.10:5432",monitor="pg",network="berlin"}`:  1,
+		`warren_endpoint_up{endpoint="10.0.0.10:5432",monitor="pg",network="tokyo"}`:   0,
+		`warren_connector_up{connector="berlin-1",network="berlin"}`:                   1,
+		"warren_connector_up{connector=\"not \uFFFD utf8\",network=\"tokyo\"}":         0,
+		`warren_tunnel_rtt_seconds{connector="berlin-1",network="berlin"}`:             0.0015,
+		`warren_connector_clock_offset_seconds{connector="berlin-1",network="berlin"}`: -3600,
+		`warren_enrollments_total{result="pending"}`:                                   2,
+		`warren_enrollments_total{result="spent"}`:                                     1,
+		`warren_tokens{state="active"}`:                                                3,
+		`warren_syncs_total`:                                                           7,
+		`warren_syncs_held`:                                                            1,
+		`warren_drops_total{where="link",why="queue_full"}`:                            7,
+		`warren_drops_total{where="shim",why="bad_length"}`:                            1,
 	}
 	if diff := cmp.Diff(want, without(series(t, m), "warren_build_info")); diff != "" {
 		t.Errorf("series differ (-want +got):\n%s", diff)
@@ -147,7 +156,10 @@ func TestMetricNamesFollowConventions(t *testing.T) {
 	f.Done(epoch, flow.StatusClosed, "")
 	entry.End()
 	o.Metrics.SetEndpoints(func() []EndpointState { return []EndpointState{{"a", "b", "c", true}} })
-	o.Metrics.SetConnectors(func() []ConnectorState { return []ConnectorState{{"a", "b", true, time.Second}} })
+	o.Metrics.SetConnectors(func() []ConnectorState { return []ConnectorState{{"a", "b", true, time.Second, true, time.Second}} })
+	o.Metrics.SetEnrollment(func() EnrollmentState {
+		return EnrollmentState{Enrollments: map[string]uint64{"spent": 1}, Tokens: map[string]int{"active": 1}}
+	})
 	o.Metrics.AddDrops(func(yield func(string, string, uint64)) { yield("a", "b", 1) })
 	problems, err := testutil.GatherAndLint(o.Metrics.registry)
 	if err != nil {

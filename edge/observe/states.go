@@ -15,11 +15,17 @@ type states struct {
 	endpointUp  *prometheus.Desc
 	connectorUp *prometheus.Desc
 	rtt         *prometheus.Desc
+	clockOffset *prometheus.Desc
+	enrollments *prometheus.Desc
+	tokens      *prometheus.Desc
+	syncs       *prometheus.Desc
+	syncsHeld   *prometheus.Desc
 	dropped     *prometheus.Desc
 
 	mu         sync.Mutex
 	endpoints  func() []EndpointState
 	connectors func() []ConnectorState
+	enrollment func() EnrollmentState
 	drops      map[*Drops]struct{} // by identity: functions do not compare
 }
 
@@ -32,6 +38,16 @@ func newStates() *states {
 			"1 if the connector's tunnel is alive.", []string{"network", "connector"}, nil),
 		rtt: prometheus.NewDesc("warren_tunnel_rtt_seconds",
 			"Round trip time through the tunnel to the connector.", []string{"network", "connector"}, nil),
+		clockOffset: prometheus.NewDesc("warren_connector_clock_offset_seconds",
+			"The connector's clock less the edge's, as of its last report.", []string{"network", "connector"}, nil),
+		enrollments: prometheus.NewDesc("warren_enrollments_total",
+			"Requests of connectors to enrol, by what became of them.", []string{"result"}, nil),
+		tokens: prometheus.NewDesc("warren_tokens",
+			"Tokens that are known, by state; ended ones stay for 7 days.", []string{"state"}, nil),
+		syncs: prometheus.NewDesc("warren_syncs_total",
+			"Reports of connectors that were answered with their grant.", nil, nil),
+		syncsHeld: prometheus.NewDesc("warren_syncs_held",
+			"Connectors that wait for a change of their grant.", nil, nil),
 		dropped: prometheus.NewDesc("warren_drops_total",
 			"What was dropped instead of delivered, and why.", []string{"where", "why"}, nil),
 		drops: make(map[*Drops]struct{}),
@@ -52,7 +68,9 @@ func (s *states) addDrops(drops Drops) (remove func()) {
 
 // Describe implements prometheus.Collector.
 func (s *states) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{s.endpointUp, s.connectorUp, s.rtt, s.dropped} {
+	for _, d := range []*prometheus.Desc{
+		s.endpointUp, s.connectorUp, s.rtt, s.clockOffset, s.enrollments, s.tokens, s.syncs, s.syncsHeld, s.dropped,
+	} {
 		out <- d
 	}
 }
@@ -61,7 +79,7 @@ func (s *states) Describe(out chan<- *prometheus.Desc) {
 // is not UTF-8, would fail the whole scrape, so neither gets out.
 func (s *states) Collect(out chan<- prometheus.Metric) {
 	s.mu.Lock()
-	endpoints, connectors := s.endpoints, s.connectors
+	endpoints, connectors, enrollment := s.endpoints, s.connectors, s.enrollment
 	drops := slices.Collect(maps.Keys(s.drops))
 	s.mu.Unlock()
 
@@ -88,11 +106,29 @@ func (s *states) Collect(out chan<- prometheus.Metric) {
 			if c.RTT > 0 {
 				emit(s.rtt, prometheus.GaugeValue, c.RTT.Seconds(), c.Network, c.Connector)
 			}
+			if c.Reports {
+				emit(s.clockOffset, prometheus.GaugeValue, c.ClockOffset.Seconds(), c.Network, c.Connector)
+			}
 		}
+	}
+	if enrollment != nil {
+		s.collectEnrollment(enrollment(), emit)
 	}
 	for at, n := range sumDrops(drops) {
 		emit(s.dropped, prometheus.CounterValue, float64(n), at[0], at[1])
 	}
+}
+
+// collectEnrollment shows what the registry has counted.
+func (s *states) collectEnrollment(now EnrollmentState, emit func(*prometheus.Desc, prometheus.ValueType, float64, ...string)) {
+	for result, n := range now.Enrollments {
+		emit(s.enrollments, prometheus.CounterValue, float64(n), result)
+	}
+	for state, n := range now.Tokens {
+		emit(s.tokens, prometheus.GaugeValue, float64(n), state)
+	}
+	emit(s.syncs, prometheus.CounterValue, float64(now.Syncs))
+	emit(s.syncsHeld, prometheus.GaugeValue, float64(now.SyncsHeld))
 }
 
 // sumDrops adds up the reports by (where, why).
