@@ -5,10 +5,12 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"log/slog"
 	"net"
 	"strconv"
@@ -45,7 +47,8 @@ func (id TokenID) String() string { return hex.EncodeToString(id[:]) }
 // Its text is TokenPrefix and, in base64url without padding (RFC 4648
 // section 5):
 //
-//	2 bytes   length of all that follows but the CRC, so that a token that was cut short is known for that
+//	2 bytes   length of all that follows the next byte, but for the CRC: a token that was cut short is known for that
+//	1 byte    XOR of those two, so that a typo in them is not taken for a cut
 //	8 bytes   id
 //	1 byte    flags: 1 = reusable
 //	1 byte    number of edges, then for each its public key (32 bytes), the number
@@ -58,12 +61,16 @@ type Token struct {
 	ID       TokenID
 	Reusable bool
 	Edges    []Edge // different ones, at least one, each with at least one URL
-	Secret   [32]byte
+
+	// Secret is behind a pointer because %v follows none inside a value: not
+	// even a struct with its token in an unexported field, where fmt calls no
+	// method, shows it.
+	Secret *[32]byte
 }
 
 // NewToken draws an id and a secret.
 func NewToken(reusable bool, edges []Edge) Token {
-	t := Token{Reusable: reusable, Edges: edges}
+	t := Token{Reusable: reusable, Edges: edges, Secret: new([32]byte)}
 	rand.Read(t.ID[:])
 	rand.Read(t.Secret[:])
 	return t
@@ -81,8 +88,9 @@ var (
 // String hides the secret.
 func (t Token) String() string { return "token " + t.ID.String() }
 
-// GoString hides the secret.
-func (t Token) GoString() string { return t.String() }
+// Format hides the secret from every verb of fmt: %d, for one, does not ask
+// String.
+func (t Token) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, t.String()) }
 
 // LogValue hides the secret.
 func (t Token) LogValue() slog.Value { return slog.StringValue(t.ID.String()) }
@@ -97,40 +105,50 @@ func (t Token) Text() (string, error) {
 	if err := t.check(); err != nil {
 		return "", fmt.Errorf("writing a token: %w", err)
 	}
-	var b cryptobyte.Builder
-	b.AddUint16LengthPrefixed(func(b *cryptobyte.Builder) {
-		b.AddBytes(t.ID[:])
-		flags := uint8(0)
-		if t.Reusable {
-			flags = flagReusable
-		}
-		b.AddUint8(flags)
-		b.AddUint8(uint8(len(t.Edges)))
-		for _, e := range t.Edges {
-			b.AddBytes(e.PublicKey.Key[:])
-			b.AddUint8(uint8(len(e.URLs)))
-			for _, u := range e.URLs {
-				b.AddUint8LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes([]byte(u)) })
-			}
-		}
-		b.AddBytes(t.Secret[:])
-	})
-	body, err := b.Bytes()
-	if err != nil {
-		return "", fmt.Errorf("writing a token: %w", err)
+	var body cryptobyte.Builder
+	body.AddBytes(t.ID[:])
+	flags := uint8(0)
+	if t.Reusable {
+		flags = flagReusable
 	}
-	b.AddUint32(crc32.ChecksumIEEE(body))
-	text := TokenPrefix + base64.RawURLEncoding.EncodeToString(b.BytesOrPanic())
+	body.AddUint8(flags)
+	body.AddUint8(uint8(len(t.Edges)))
+	for _, e := range t.Edges {
+		body.AddBytes(e.PublicKey.Key[:])
+		body.AddUint8(uint8(len(e.URLs)))
+		for _, u := range e.URLs {
+			body.AddUint8LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes([]byte(u)) })
+		}
+	}
+	body.AddBytes(t.Secret[:])
+	text := TokenPrefix + encoding.EncodeToString(seal(body.BytesOrPanic())) // of lengths alone, which check bounds
 	if len(text) > maxTokenText {
 		return "", fmt.Errorf("writing a token: it would have %d characters, more than %d: name fewer addresses", len(text), maxTokenText)
 	}
 	return text, nil
 }
 
+// encoding of a token. Strict, or the last character could be another one.
+var encoding = base64.RawURLEncoding.Strict()
+
+// headerLen is the length and its check: three bytes are four characters of
+// their own.
+const headerLen = 3
+
+// seal puts the header before the body and the CRC behind.
+func seal(body []byte) []byte {
+	high, low := uint8(len(body)>>8), uint8(len(body))
+	raw := append([]byte{high, low, high ^ low}, body...)
+	return binary.BigEndian.AppendUint32(raw, crc32.ChecksumIEEE(raw))
+}
+
 const flagReusable = 1 << 0
 
 // check refuses what ParseToken would not take.
 func (t Token) check() error {
+	if t.Secret == nil {
+		return errors.New("it has no secret")
+	}
 	if len(t.Edges) == 0 || len(t.Edges) > maxTokenEdges {
 		return fmt.Errorf("it names %d edges, want 1 to %d", len(t.Edges), maxTokenEdges)
 	}
@@ -176,51 +194,59 @@ func ParseToken(text string) (Token, error) {
 	return t, nil
 }
 
-// openToken takes off the prefix, the base64, the length and the CRC.
+// openToken takes off the prefix, the base64, the header and the CRC.
 func openToken(text string) ([]byte, error) {
 	encoded, ok := strings.CutPrefix(text, TokenPrefix)
-	if !ok {
-		if rest, ok := strings.CutPrefix(text, "wrn"); ok {
-			version, _, found := strings.Cut(rest, "_")
-			if n, err := strconv.ParseUint(version, 10, 16); err == nil && found && n > 1 {
-				return nil, ErrTokenNewer
-			}
-		}
-		return nil, ErrNoToken
-	}
-	if len(text) > maxTokenText {
-		return nil, ErrTokenTypo
-	}
-	// A text that was cut may end inside a group of four characters, which
-	// alone would be a wrong encoding.
-	raw, err := base64.RawURLEncoding.DecodeString(encoded)
-	whole := err == nil
-	if !whole {
-		raw, _ = base64.RawURLEncoding.DecodeString(encoded[:len(encoded)/4*4])
-	}
-	if len(raw) < 2 {
-		return nil, ErrTokenCutShort
-	}
-	want := 2 + (int(raw[0])<<8 | int(raw[1])) + crc32.Size
 	switch {
-	case len(raw) < want && base64.RawURLEncoding.EncodedLen(want) > len(encoded):
+	case !ok:
+		return nil, otherText(text)
+	case len(text) > maxTokenText || strings.ContainsFunc(encoded, notBase64):
+		return nil, ErrTokenTypo
+	case len(encoded) < encoding.EncodedLen(headerLen):
 		return nil, ErrTokenCutShort
-	case !whole || len(raw) != want:
+	}
+	header, err := encoding.DecodeString(encoded[:encoding.EncodedLen(headerLen)])
+	if err != nil || header[0]^header[1] != header[2] {
 		return nil, ErrTokenTypo
 	}
-	sum := cryptobyte.String(raw[want-crc32.Size:])
-	var crc uint32
-	if !sum.ReadUint32(&crc) || crc != crc32.ChecksumIEEE(raw[:want-crc32.Size]) {
+	end := headerLen + int(binary.BigEndian.Uint16(header))
+	switch want := encoding.EncodedLen(end + crc32.Size); {
+	case len(encoded) < want:
+		return nil, ErrTokenCutShort
+	case len(encoded) > want:
 		return nil, ErrTokenTypo
 	}
-	return raw[2 : want-crc32.Size], nil
+	raw, err := encoding.DecodeString(encoded)
+	if err != nil || binary.BigEndian.Uint32(raw[end:]) != crc32.ChecksumIEEE(raw[:end]) {
+		return nil, ErrTokenTypo
+	}
+	return raw[headerLen:end], nil
+}
+
+// otherText says what a text without our prefix is.
+func otherText(text string) error {
+	if text != "" && strings.HasPrefix(TokenPrefix, text) {
+		return ErrTokenCutShort
+	}
+	rest, ok := strings.CutPrefix(text, "wrn")
+	version, _, found := strings.Cut(rest, "_")
+	if n, err := strconv.ParseUint(version, 10, 16); ok && found && err == nil && n > 1 {
+		return ErrTokenNewer
+	}
+	return ErrNoToken
+}
+
+// notBase64 reports what cannot stand in a token. The decoder would skip line
+// breaks.
+func notBase64(r rune) bool {
+	return (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' && r != '_'
 }
 
 func parseBody(body []byte) (Token, bool) {
-	var t Token
+	t := Token{Secret: new([32]byte)}
 	var flags, edges uint8
 	s := cryptobyte.String(body)
-	if !s.CopyBytes(t.ID[:]) || !s.ReadUint8(&flags) || !s.ReadUint8(&edges) {
+	if !s.CopyBytes(t.ID[:]) || !s.ReadUint8(&flags) || !s.ReadUint8(&edges) || flags&^flagReusable != 0 {
 		return t, false
 	}
 	t.Reusable = flags&flagReusable != 0

@@ -18,11 +18,13 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
+	"strings"
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -69,11 +71,14 @@ func (k Key) MarshalText() ([]byte, error) { return []byte(k.Key.String()), nil 
 func (k *Key) UnmarshalText(text []byte) error {
 	key, err := wgtypes.ParseKey(string(text))
 	if err != nil {
-		return errors.New("reading a public key: want 44 characters of base64")
+		return errKey
 	}
 	k.Key = key
 	return nil
 }
+
+// errKey is static: it must not hold what was taken for a key.
+var errKey = errors.New("reading a public key: want 44 characters of base64")
 
 // Edge names an edge and where its WireGuard listens.
 type Edge struct {
@@ -195,15 +200,21 @@ type Refusal struct {
 	Message string `json:"message"`
 }
 
-func (r *Refusal) Error() string { return r.Message }
+func (r *Refusal) Error() string {
+	if r.Message == "" {
+		return fmt.Sprintf("the edge refused with code %q and gave no reason", r.Code)
+	}
+	return r.Message
+}
 
-// Final reports that asking again is of no use.
+// Final reports that asking again is of no use. A code that this release does
+// not know is not final: who gives up for ever must know why.
 func (r *Refusal) Final() bool {
 	switch r.Code {
-	case CodeBusy, CodeUnavailable:
-		return false
+	case CodeSpent, CodeExpired, CodeRevoked, CodeKnownKey, CodeNotAllowed, CodeBadRequest, CodeUnknown, CodeVersion:
+		return true
 	}
-	return true
+	return false
 }
 
 // Refuse makes a Refusal.
@@ -211,29 +222,46 @@ func Refuse(code Code, format string, args ...any) *Refusal {
 	return &Refusal{Code: code, Message: fmt.Sprintf(format, args...)}
 }
 
-// Decode reads one message of at most MaxBody bytes and leaves out what it
-// does not know. Its error tells what was wrong in words that hold no value of
-// the message.
+// Decode reads one message, a JSON object of at most MaxBody bytes, and leaves
+// out what it does not know. Its error tells in bounded words what was wrong
+// and holds no value of the message; it wraps what r failed with.
 func Decode(r io.Reader, into any) error {
-	limited := &io.LimitedReader{R: r, N: MaxBody + 1}
-	decoder := json.NewDecoder(limited)
-	err := decoder.Decode(into)
-	if err == nil {
-		if _, more := decoder.Token(); !errors.Is(more, io.EOF) {
-			err = errors.New("more follows the JSON object")
-		}
+	body, err := io.ReadAll(io.LimitReader(r, MaxBody+1))
+	if err != nil {
+		return fmt.Errorf("reading a message: %w", err)
 	}
-	if limited.N <= 0 {
+	if len(body) > MaxBody {
 		return fmt.Errorf("reading a message: it is longer than %d bytes", MaxBody)
 	}
-	var kind *json.UnmarshalTypeError
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, io.EOF):
+	body = bytes.TrimLeft(body, " \t\r\n")
+	if len(body) == 0 {
 		return errors.New("reading a message: it is empty")
-	case errors.As(err, &kind):
-		return fmt.Errorf("reading a message: field %q cannot be a %s", kind.Field, kind.Value)
 	}
-	return fmt.Errorf("reading a message: %w", err)
+	if err := json.Unmarshal(body, into); err != nil {
+		return fmt.Errorf("reading a message: %w", withoutValue(err))
+	}
+	if body[0] != '{' { // "null" is valid JSON for anything
+		return errors.New("reading a message: it is no JSON object")
+	}
+	return nil
+}
+
+// withoutValue says what json.Unmarshal found wrong. Its own words may hold the
+// value, in any length.
+func withoutValue(err error) error {
+	var kind *json.UnmarshalTypeError
+	var syntax *json.SyntaxError
+	switch {
+	case errors.As(err, &kind):
+		what, _, _ := strings.Cut(kind.Value, " ") // "number 1e999"
+		if kind.Field == "" {
+			return fmt.Errorf("it is no JSON object but a JSON %s", what)
+		}
+		return fmt.Errorf("field %q cannot be such a JSON %s", kind.Field, what)
+	case errors.As(err, &syntax):
+		return fmt.Errorf("it is no JSON at byte %d: %w", syntax.Offset, syntax)
+	case errors.Is(err, errKey):
+		return errKey
+	}
+	return errors.New("a time or a prefix in it is none")
 }
