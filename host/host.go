@@ -47,15 +47,21 @@ func LockDir(dir, what string) (release func(), err error) {
 }
 
 // CheckDir says in one sentence why dir cannot be a state directory, and what
-// to do about it. It changes nothing. Where there is no such directory its
-// error wraps fs.ErrNotExist.
+// to do about it; nil where it can, as one that is missing and can be made. It
+// changes nothing.
 func CheckDir(dir string) error {
 	info, err := os.Stat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := unix.Access(existing(dir), unix.W_OK|unix.X_OK); err != nil {
+			return fmt.Errorf("making state directory %q: %w", dir, explain(err, dir))
+		}
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("opening state directory %q: %w", dir, explain(err, dir))
 	}
 	if !info.IsDir() {
-		return fmt.Errorf("opening state directory %q: it is no directory: choose another state_dir", dir)
+		return fmt.Errorf("opening state directory %q: it is a file: choose another state_dir", dir)
 	}
 	// A group may enter it: some service managers want that.
 	if perm := info.Mode().Perm(); perm&0o007 != 0 {
@@ -65,6 +71,17 @@ func CheckDir(dir string) error {
 		return fmt.Errorf("writing in state directory %q: %w", dir, explain(err, dir))
 	}
 	return nil
+}
+
+// existing returns the closest directory above path that is there.
+func existing(path string) string {
+	for {
+		up := filepath.Dir(path)
+		if _, err := os.Stat(up); err == nil || up == path {
+			return up
+		}
+		path = up
+	}
 }
 
 // explain adds what to do to what the system says about a state directory.

@@ -101,8 +101,12 @@ func TestLockDirRefuses(t *testing.T) {
 			}
 		})
 	}
-	if err := CheckDir(filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("CheckDir of no directory fails with %v", err)
+	none := filepath.Join(dir, "none", "below")
+	if err := CheckDir(none); err != nil {
+		t.Errorf("CheckDir of a directory that can be made fails with %v", err)
+	}
+	if _, err := os.Stat(none); err == nil {
+		t.Error("CheckDir made it")
 	}
 }
 
