@@ -12,8 +12,9 @@ import (
 )
 
 func newConnector(p *program) *cobra.Command {
-	c := &cobra.Command{Use: "connector", Short: "Run the private side, and list the connectors of a running edge"}
-	c.AddCommand(newConnectorInit(p), newConnectorRun(p), newConnectorCheck(p), newConnectorList(p), newConnectorShow(p))
+	c := &cobra.Command{Use: "connector", Short: "Run the private side, and see to the connectors of a running edge"}
+	c.AddCommand(newConnectorInit(p), newConnectorRun(p), newConnectorCheck(p), newConnectorList(p), newConnectorShow(p),
+		newConnectorGrant(p), newConnectorDrain(p), newConnectorRotate(p), newConnectorRevoke(p))
 	return c
 }
 

@@ -23,7 +23,7 @@ func newGenkey(p *program) *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("making a private key: %w", err)
 			}
-			warnOpenFile(p)
+			p.warnOpenFile("a private key")
 			_, err = fmt.Fprintln(p.stdout, key)
 			return err
 		},
@@ -32,14 +32,14 @@ func newGenkey(p *program) *cobra.Command {
 
 // warnOpenFile warns where a secret is about to go to a file that others may
 // read: the shell made it, with its umask.
-func warnOpenFile(p *program) {
+func (p *program) warnOpenFile(secret string) {
 	f, ok := p.stdout.(*os.File)
 	if !ok {
 		return
 	}
 	info, err := f.Stat()
 	if err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o007 != 0 {
-		fmt.Fprintln(p.stderr, "warren: writing a private key to a file that everybody on this machine may read: run chmod 600 on it, or use umask 077 first")
+		fmt.Fprintf(p.stderr, "warren: writing %s to a file that everybody on this machine may read: run chmod 600 on it, or use umask 077 first\n", secret)
 	}
 }
 

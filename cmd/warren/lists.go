@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -17,6 +18,7 @@ type noun[T any] struct {
 	name  func(T) string
 	list  func([]T) error
 	show  func(T) error
+	none  string // what to do about an empty list; default: to add it to the config
 }
 
 func (n noun[T]) newList(p *program) *cobra.Command {
@@ -34,7 +36,8 @@ func (n noun[T]) newList(p *program) *cobra.Command {
 			return p.printJSON(all)
 		}
 		if len(all) == 0 {
-			fmt.Fprintf(p.stderr, "the edge has no %ss: add a [[%s]] to its config\n", n.word, n.word)
+			what := cmp.Or(n.none, fmt.Sprintf("add a [[%s]] to its config", n.word))
+			fmt.Fprintf(p.stderr, "the edge has no %ss: %s\n", n.word, what)
 			return nil
 		}
 		return n.list(all)
@@ -97,13 +100,3 @@ func newPool(p *program) *cobra.Command {
 	c.AddCommand(n.newList(p), n.newShow(p))
 	return c
 }
-
-func (p *program) connectors() noun[client.Connector] {
-	return noun[client.Connector]{
-		word: "connector", fetch: (*client.Client).Connectors, list: p.printConnectors, show: p.printConnector,
-		name: func(c client.Connector) string { return c.Name },
-	}
-}
-
-func newConnectorList(p *program) *cobra.Command { return p.connectors().newList(p) }
-func newConnectorShow(p *program) *cobra.Command { return p.connectors().newShow(p) }

@@ -120,6 +120,9 @@ func of(n, all int) string { return fmt.Sprintf("%d of %d", n, all) }
 // list joins words for people; "" for none.
 func list(words []string) string { return strings.Join(words, ", ") }
 
+// joined joins words for a command line.
+func joined(words []string) string { return strings.Join(words, ",") }
+
 // plural writes "1 alias", "2 aliases".
 func plural(n int, one, many string) string {
 	if n == 1 {

@@ -36,7 +36,7 @@ Begin with:
 	cobra.EnableCommandSorting = false
 	root.AddCommand(
 		demo.Command(),
-		newEdge(p), newConnector(p),
+		newEdge(p), newConnector(p), newToken(p),
 		newStatus(p), newNetwork(p), newApp(p), newPool(p), newFlow(p), newProbe(p),
 		newGenkey(p), newPubkey(p), newVersion(p),
 	)

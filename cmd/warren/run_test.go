@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -14,7 +15,8 @@ import (
 	"github.com/warrenmesh/warren/edge/admin/client"
 )
 
-// fakeEdge answers on an admin socket with what each path has.
+// fakeEdge answers on an admin socket with what each path has; a function is
+// given the request's body.
 func fakeEdge(t *testing.T, answers map[string]any) (socket string) {
 	t.Helper()
 	socket = filepath.Join(t.TempDir(), "edge.sock")
@@ -26,6 +28,10 @@ func fakeEdge(t *testing.T, answers map[string]any) (socket string) {
 		answer, ok := answers[r.Method+" "+r.URL.Path]
 		if !ok {
 			t.Errorf("asked for %s %s", r.Method, r.URL.Path)
+		}
+		if ask, ok := answer.(func(body string) any); ok {
+			body, _ := io.ReadAll(r.Body)
+			answer = ask(string(body))
 		}
 		if _, refusal := answer.(client.Error); refusal {
 			w.WriteHeader(http.StatusConflict)
@@ -44,10 +50,16 @@ func fakeEdge(t *testing.T, answers map[string]any) (socket string) {
 // command runs a command in this process.
 func command(t *testing.T, env map[string]string, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
+	return commandFed(t, "", env, args...)
+}
+
+// commandFed is command with something on standard input.
+func commandFed(t *testing.T, stdin string, env map[string]string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
 	var out, complaints strings.Builder
 	code = run(t.Context(), program{
 		args: args, env: func(key string) string { return env[key] },
-		stdin: strings.NewReader(""), stdout: &out, stderr: &complaints,
+		stdin: strings.NewReader(stdin), stdout: &out, stderr: &complaints,
 	})
 	return code, out.String(), complaints.String()
 }

@@ -24,44 +24,6 @@ func (p *program) printNetwork(n client.Network) error {
 	return f.flush()
 }
 
-func (p *program) printConnectors(all []client.Connector) error {
-	t := newTable(p.stdout, "CONNECTOR", "NETWORK", "STATE", "RTT", "HANDSHAKE", "MTU", "RECEIVED", "SENT", "FLOWS", "FROM", "ROUTES")
-	for _, c := range all {
-		mtu := ""
-		if c.PathMTU > 0 {
-			mtu = fmt.Sprint(c.PathMTU)
-		}
-		t.row(c.Name, c.Network, c.State, millis(c.RTTMillis), ago(c.Handshake), mtu,
-			byteCount(c.RxBytes), byteCount(c.TxBytes), fmt.Sprint(c.Flows), c.Endpoint, list(c.Routes))
-	}
-	return t.flush()
-}
-
-func (p *program) printConnector(c client.Connector) error {
-	f := newFacts(p.stdout)
-	f.add("connector", c.Name)
-	f.add("network", c.Network)
-	state := c.State
-	if !c.Since.IsZero() {
-		state += " since " + ago(c.Since)
-	}
-	f.add("state", state)
-	f.add("why", c.Why)
-	f.add("public key", c.PublicKey)
-	f.add("overlay", c.Overlay)
-	f.add("routes", list(c.Routes))
-	f.add("from", c.Endpoint)
-	f.add("round trip", millis(c.RTTMillis))
-	f.add("last handshake", ago(c.Handshake))
-	if c.PathMTU > 0 {
-		f.add("path MTU", fmt.Sprintf("%d bytes inside the tunnel", c.PathMTU))
-	}
-	f.add("received", byteCount(c.RxBytes))
-	f.add("sent", byteCount(c.TxBytes))
-	f.add("open flows", fmt.Sprint(c.Flows))
-	return f.flush()
-}
-
 func (p *program) printApps(all []client.App) error {
 	t := newTable(p.stdout, "APP", "HOSTNAMES", "LISTEN", "TO", "ENDPOINTS UP", "FLOWS", "WHY")
 	for _, a := range all {
