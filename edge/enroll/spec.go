@@ -71,11 +71,11 @@ type Tx interface {
 	Each(kind string, visit func(id string, decode func(into any) error) error) error
 }
 
-// Peers is the tunnel as the registry needs it. The registry calls it one
-// change at a time, never holds a lock that its own queries take, and asks
-// KeyAt and State from any goroutine. A method that takes the name of a
-// connector (or the key of a guest) that is not in the tunnel does nothing, or
-// returns an error where it can.
+// Peers is the tunnel as the registry needs it. The registry makes one change
+// at a time, but calls KeyAt and RenewGuest from any goroutine; its queries
+// (Denied, Connectors, Tokens, Counts) may be asked meanwhile. A method that
+// takes the name of a connector, or the key of a guest, that is not in the
+// tunnel does nothing, or returns an error where it can.
 type Peers interface {
 	// KeyAt says whose overlay address it is: a connector's, its next key's,
 	// or a guest's.

@@ -1,0 +1,133 @@
+package enroll
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/warrenmesh/warren/edge/wire"
+)
+
+const (
+	sweepEvery = time.Second
+	// absence is how long an ephemeral connector may be away.
+	absence = 10 * time.Minute
+	// maxEndedTokens is how many ended tokens are remembered; beyond that the
+	// first to end are forgotten before their time.
+	maxEndedTokens = 10_000
+)
+
+// Run sweeps each second until ctx ends.
+func (r *Registry) Run(ctx context.Context) {
+	ticker := time.NewTicker(sweepEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			r.Sweep()
+		}
+	}
+}
+
+// Sweep ends what is due: registrations without confirmation, what has been
+// told for 7 days, ephemeral connectors that are absent; and asks for keys in
+// place of old ones.
+func (r *Registry) Sweep() {
+	r.changing.Lock()
+	defer r.changing.Unlock()
+	now := r.now().UTC()
+	gone, tokens := r.dueConnectors(now), r.dueTokens(now)
+	var writes []write
+	for c := range gone {
+		writes = append(writes, write{kindConnector, c.rec.Name, nil})
+	}
+	for _, t := range tokens {
+		writes = append(writes, write{kindToken, t.rec.ID, nil})
+	}
+	if len(writes) > 0 {
+		err := r.commit("forgetting what has ended", writes...)
+		if err != nil && !r.sweepFailed {
+			r.log.Error(err.Error())
+		}
+		if r.sweepFailed = err != nil; err == nil {
+			for c, why := range gone {
+				r.forget(c, why)
+			}
+			for _, t := range tokens {
+				r.forgetToken(t)
+			}
+		}
+	}
+	r.trimTokenGuests(now)
+	r.trimDenialGuests(now, nil)
+	r.ask(now)
+}
+
+// dueConnectors are those that have to go, and why.
+func (r *Registry) dueConnectors(now time.Time) map[*connector]string {
+	gone := make(map[*connector]string)
+	for _, c := range r.connectors {
+		switch {
+		case c.rec.Pending:
+			if now.Sub(c.registered) >= wire.ConfirmWithin {
+				gone[c] = "its key did not call in time"
+			}
+		case c.rec.Ephemeral:
+			if state, _ := r.peers.State(c.rec.Name); state.Alive {
+				c.absent = time.Time{}
+			} else if c.absent.IsZero() {
+				c.absent = now
+			} else if now.Sub(c.absent) >= absence {
+				gone[c] = "it is ephemeral, and was absent for 10 minutes"
+			}
+		}
+	}
+	return gone
+}
+
+// dueTokens are those that nobody needs to be told of any more.
+func (r *Registry) dueTokens(now time.Time) []*token {
+	var due, ended []*token
+	for _, t := range r.tokens {
+		_, at := t.rec.state(now)
+		switch {
+		case at.IsZero() || len(t.pending) > 0:
+		case now.Sub(at) >= tellFor:
+			due = append(due, t)
+		case !t.guests:
+			ended = append(ended, t)
+		}
+	}
+	// Without guests nobody can be told: such a token is there for lists alone.
+	if excess := len(ended) - maxEndedTokens; excess > 0 {
+		slices.SortFunc(ended, func(a, b *token) int {
+			_, x := a.rec.state(now)
+			_, y := b.rec.state(now)
+			return x.Compare(y)
+		})
+		due = append(due, ended[:excess]...)
+	}
+	return due
+}
+
+// forget ends a connector that the store no longer has.
+func (r *Registry) forget(c *connector, why string) {
+	r.mu.Lock()
+	r.dropLocked(c)
+	r.mu.Unlock()
+	r.peers.RemoveConnector(c.rec.Name)
+	r.log.Info("connector forgotten", "connector", c.rec.Name, "network", c.rec.Network, "key", abbreviate(c.rec.Key.Key), "why", why)
+}
+
+// forgetToken ends a token that the store no longer has.
+func (r *Registry) forgetToken(t *token) {
+	r.removeGuests(t)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.tokens, t.rec.ID)
+	for _, key := range t.rec.Bootstrap {
+		delete(r.bootstraps, key.Key)
+	}
+}
