@@ -27,8 +27,11 @@ func (b *backoff) next() time.Duration {
 		d = min(backoffFirst<<b.failures, backoffMax)
 	}
 	b.failures++
-	return d*3/4 + rand.N(d/2)
+	return jittered(d)
 }
+
+// jittered is d, or up to a quarter of it less or more.
+func jittered(d time.Duration) time.Duration { return d*3/4 + rand.N(d/2) }
 
 // reset forgets the failures.
 func (b *backoff) reset() { b.failures = 0 }

@@ -17,6 +17,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,6 +26,8 @@ import (
 
 	"github.com/warrenmesh/warren/connector/guard"
 	"github.com/warrenmesh/warren/connector/origin"
+	"github.com/warrenmesh/warren/connector/state"
+	"github.com/warrenmesh/warren/edge/wire"
 	"github.com/warrenmesh/warren/host"
 )
 
@@ -99,11 +103,23 @@ type Connector struct {
 	flows  *flows
 	fails  *failLog
 	count  counters
-	edges  []*edge
+
+	rotation *rotation
+	// enrol registers a public key at an edge with the Spec's token: see
+	// enrolAt.
+	enrol func(ctx context.Context, e EdgeSpec, key wgtypes.Key) (wire.EnrollAnswer, error)
+
+	// Made by Run before anything else runs.
+	state   *state.Dir // nil: nothing is to be remembered
+	started time.Time  // on the wall's clock
+
+	keyUse sync.RWMutex // held to enrol the key, and for writing to change it
+	warned sync.Once    // of a state directory that will not last
 
 	mu     sync.Mutex
-	tunnel Tunnel // nil before Run has opened it
-	public wgtypes.Key
+	edges  []*edge     // replaced by Run once
+	tunnel Tunnel      // nil before Run has opened it
+	key    wgtypes.Key // private; zero before Run
 }
 
 // New makes a Connector. The error holds every problem of the spec; nothing is
@@ -126,9 +142,9 @@ func New(spec Spec, deps Deps) (*Connector, error) {
 		fails: newFailLog(deps.Log),
 	}
 	c.origin = origin.New(spec.Origin, origin.Deps{Guard: c.guard, Resolver: deps.Resolver, Net: deps.OriginNet})
-	for _, e := range spec.Edges {
-		c.edges = append(c.edges, newEdge(c, e))
-	}
+	c.rotation = newRotation(c)
+	c.enrol = c.enrolAt
+	c.edges = c.gather(nil)
 	return c, nil
 }
 
@@ -144,25 +160,30 @@ func Run(ctx context.Context, spec Spec, deps Deps) error {
 // Run serves until ctx ends, then drains: it tells the edges, refuses new
 // flows, waits for the live ones up to the Spec's Grace or until Deps.Force,
 // and cuts the rest. It returns nil after a drain, ErrForced after one that
-// was forced while flows lived, and another error where it could not start or
-// cannot go on. Nothing of it runs any more when it returns.
+// was forced while flows lived, and another error where it could not start.
+//
+// An edge that refuses this connector for good is left alone, and one that
+// drains it is left in order; the others do not notice. When no edge is
+// left, Run returns nil where the operator of one drained it, and else an
+// error, which wraps ErrRefused. Nothing of it runs any more when it returns.
 func (c *Connector) Run(ctx context.Context) error {
-	key, unlock, err := c.takeKey()
+	release, err := c.open()
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer release()
 	web, err := c.openWeb()
 	if err != nil {
 		return err
 	}
 	defer web.close()
+	key := c.ownKey()
 	device, err := c.deps.Tunnel(TunnelConfig{PrivateKey: key, Listen: c.spec.Listen, Log: c.log})
 	if err != nil {
 		return fmt.Errorf("opening the tunnel: %w", err)
 	}
 	c.mu.Lock()
-	c.tunnel, c.public = device, key.PublicKey()
+	c.tunnel = device
 	c.mu.Unlock()
 	c.sayStart()
 
@@ -180,29 +201,96 @@ func (c *Connector) Run(ctx context.Context) error {
 	return failure
 }
 
-// takeKey loads the private key, or makes it on the first run, and holds the
-// state directory where the key is there.
-func (c *Connector) takeKey() (key wgtypes.Key, unlock func(), err error) {
-	unlock = func() {}
-	if c.spec.PrivateKeyFile == "" {
-		if unlock, err = host.LockDir(c.spec.StateDir, "connector"); err != nil {
-			return wgtypes.Key{}, nil, err
+// open takes the state directory, reads the private key, or makes it on the
+// first run, and finds out which edges there are.
+func (c *Connector) open() (release func(), err error) {
+	release = func() {}
+	var saved []state.Edge
+	if c.remembers() {
+		dir, err := state.Open(c.spec.StateDir)
+		if err != nil {
+			return nil, err
 		}
+		c.state, saved, release = dir, dir.Edges(), dir.Close
 	}
-	key, made, err := loadKey(c.spec)
+	key, err := c.readKey()
+	if err == nil {
+		edges := c.gather(saved)
+		if len(edges) == 0 {
+			err = fmt.Errorf("finding an edge: none is declared, and none is known in %q: run with a token (`warren token create` at the edge makes one)", c.spec.StateDir)
+		}
+		c.mu.Lock()
+		c.edges = edges
+		c.mu.Unlock()
+	}
 	if err != nil {
-		unlock()
-		return wgtypes.Key{}, nil, err
+		release()
+		return nil, err
 	}
+	c.setKey(key)
+	c.started = c.deps.Wall()
+	lasting := func(e state.Edge) bool { return !e.Ephemeral }
+	if c.spec.PrivateKeyFile == "" && len(c.spec.Edges) > 0 || slices.ContainsFunc(saved, lasting) {
+		c.warnVolatile()
+	}
+	return release, nil
+}
+
+// remembers tells whether there is something to keep in the state directory.
+// Without, several connectors with keys of their own may name the same one.
+func (c *Connector) remembers() bool {
+	if c.spec.PrivateKeyFile == "" || c.spec.hasToken() || len(c.spec.Edges) == 0 {
+		return true
+	}
+	saved, err := state.Look(c.spec.StateDir)
+	return c.spec.StateDir != "" && (err != nil || len(saved) > 0)
+}
+
+// readKey returns the private key.
+func (c *Connector) readKey() (wgtypes.Key, error) {
+	if c.spec.PrivateKeyFile != "" {
+		return host.ReadKey(c.spec.PrivateKeyFile)
+	}
+	key, made, err := c.state.Key()
 	if made {
 		c.log.Info("made a private key", "file", c.spec.KeyFile())
 	}
-	return key, unlock, nil
+	return key, err
+}
+
+// warnVolatile says once where the state directory will not last.
+func (c *Connector) warnVolatile() {
+	if c.state == nil {
+		return
+	}
+	if why, yes := c.state.Volatile(); yes {
+		c.warned.Do(func() { c.log.Warn("state will be lost", "reason", why) })
+	}
+}
+
+// ownKey returns the private key of the moment.
+func (c *Connector) ownKey() wgtypes.Key {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.key
+}
+
+func (c *Connector) setKey(key wgtypes.Key) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.key = key
+}
+
+// list returns the edges.
+func (c *Connector) list() []*edge {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.edges
 }
 
 // sayStart writes what this connector is and what it will do.
 func (c *Connector) sayStart() {
-	c.log.Info("connector starts", "name", c.spec.Name, "version", c.deps.Version, "public_key", c.public.String())
+	c.log.Info("connector starts", "name", c.spec.Name, "version", c.deps.Version, "public_key", c.ownKey().PublicKey().String())
 	routes := "those that the edge grants"
 	if len(c.spec.Guard.Allow) > 0 {
 		routes = "those that the edge grants and [guard] allows"
@@ -210,24 +298,37 @@ func (c *Connector) sayStart() {
 	c.log.Info("routes", "serve", routes, "allow", c.spec.Guard.Allow, "deny", c.spec.Guard.Deny, "aliases", len(c.spec.Origin.Aliases))
 }
 
-// runEdges keeps the edges joined until ctx ends, or until one of them cannot
-// be joined at all, which it returns.
+// runEdges keeps the edges joined until ctx ends, or until none is left: it
+// returns why where no edge was left in order.
 func (c *Connector) runEdges(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	watched, stop := context.WithCancel(ctx)
+	var others sync.WaitGroup
+	others.Go(func() { c.watchClock(watched) })
+	others.Go(func() { c.rotation.run(watched) })
+	edges := c.list()
+	ends := make([]error, len(edges))
 	var all sync.WaitGroup
-	var once sync.Once
-	var failure error
-	for _, e := range c.edges {
-		all.Go(func() {
-			if err := e.run(ctx); err != nil {
-				once.Do(func() { failure = err })
-				cancel(err)
-			}
-		})
+	for i, e := range edges {
+		all.Go(func() { ends[i] = e.run(ctx) })
 	}
 	all.Wait()
-	return failure
+	stop()
+	others.Wait()
+
+	var reasons []string
+	refused := true
+	for i, err := range ends {
+		if err == nil || errors.Is(err, errDrained) {
+			return nil
+		}
+		refused = refused && errors.Is(err, ErrRefused)
+		reasons = append(reasons, fmt.Sprintf("edge %q: %s", edges[i].name(), strings.TrimPrefix(err.Error(), ErrRefused.Error()+": ")))
+	}
+	if why := strings.Join(reasons, "; "); refused {
+		return fmt.Errorf("serving: %w by %s", ErrRefused, why)
+	} else {
+		return fmt.Errorf("serving: no edge is left: %s", why)
+	}
 }
 
 // drain refuses new flows and waits for the live ones, and then for what they
@@ -265,7 +366,7 @@ const flushPoll = 20 * time.Millisecond
 // sending tells whether flows that are over have bytes on the way to an edge
 // that lives.
 func (c *Connector) sending() bool {
-	for _, e := range c.edges {
+	for _, e := range c.list() {
 		if s := e.state(); s.Alive && s.Flows > 0 {
 			return true
 		}
@@ -274,7 +375,10 @@ func (c *Connector) sending() bool {
 }
 
 // edgeChanged passes on that an edge came or went.
-func (c *Connector) edgeChanged(e *edge, up bool) { c.deps.OnEdge(e.name(), up) }
+func (c *Connector) edgeChanged(e *edge, up bool) {
+	c.rotation.poke()
+	c.deps.OnEdge(e.name(), up)
+}
 
 // device returns the tunnel, nil before Run has opened it.
 func (c *Connector) device() Tunnel {
@@ -293,19 +397,48 @@ type Status struct {
 
 // EdgeStatus is one edge in a Status.
 type EdgeStatus struct {
-	URL   string
+	URL   string // the first one
 	State State
+	// Name and Network are what the edge calls this connector and what it
+	// serves there; empty where the edge never said.
+	Name, Network string
+	// Revision of the edge's grant; 0: none came in this run.
+	Revision uint64
+	// Controlled: the edge answers this connector's reports.
+	Controlled bool
+	// Gone says why the edge is served no more; empty: it is.
+	Gone string
 }
 
 // Status returns what the Connector is doing now.
 func (c *Connector) Status() Status {
 	c.mu.Lock()
-	s := Status{PublicKey: c.public}
+	s := Status{}
+	if c.key != (wgtypes.Key{}) {
+		s.PublicKey = c.key.PublicKey()
+	}
 	c.mu.Unlock()
 	s.Draining = c.flows.isDraining()
 	s.TCPFlows, s.UDPFlows = c.flows.count("tcp"), c.flows.count("udp")
-	for _, e := range c.edges {
-		s.Edges = append(s.Edges, EdgeStatus{URL: e.name(), State: e.state()})
+	for _, e := range c.list() {
+		s.Edges = append(s.Edges, e.status())
+	}
+	return s
+}
+
+func (e *edge) status() EdgeStatus {
+	s := EdgeStatus{URL: e.name(), State: e.state()}
+	s.Controlled, _, _ = e.ctl.status()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.member != nil {
+		s.Name, s.Network = e.member.Name, e.member.Network
+	}
+	if e.grant.revision != 0 {
+		s.Name, s.Network, s.Revision = e.grant.name, e.grant.network, e.grant.revision
+	}
+	if e.gone != nil {
+		s.Gone = e.gone.Error()
 	}
 	return s
 }

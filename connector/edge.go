@@ -9,8 +9,10 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/warrenmesh/warren/connector/state"
 	"github.com/warrenmesh/warren/netstack/tunnel"
 )
 
@@ -23,36 +25,53 @@ const (
 	sayAfter = 3 * time.Second
 	// resolveWithin bounds one resolution of an edge's name.
 	resolveWithin = 10 * time.Second
-	// sleepCheck is how often a waiting edge looks whether the tunnel calls
-	// where it should, and whether the machine was suspended: sleepJump is how
-	// far the clock on the wall must have run ahead of the waiting to say so.
-	sleepCheck = 2 * time.Second
-	sleepJump  = 5 * time.Second
+	// aimCheck is how often a waiting edge looks whether the tunnel calls where
+	// it should.
+	aimCheck = 2 * time.Second
+	// leaveCheck is how often an edge that is to be left is looked at for flows
+	// that have bytes on the way.
+	leaveCheck = 100 * time.Millisecond
 )
 
-// edge keeps one edge joined: it resolves the edge's name, points the tunnel
-// at its addresses in turn, and says on the log what becomes of it.
+// errDrained: the edge's operator has drained this connector, and it has left.
+var errDrained = errors.New("drained by the edge")
+
+// edge keeps one edge joined: it enrols there where that is needed, resolves
+// the edge's name, points the tunnel at its addresses in turn, and says on the
+// log what becomes of it.
 //
-//	resolve ──→ try each address ──→ alive ──→ lost
-//	   ↑ back-off      │ no answer              │
-//	   └───────────────┴────────────────────────┘
+//	enrol ──→ resolve ──→ try each address ──→ alive ──→ lost
+//	  ↑          ↑ back-off      │ no answer     │         │
+//	  └──────────┴───────────────┴───────────────│─────────┘
+//	                               refused or drained ──→ gone
 //
 // The tunnel does the handshakes, knows whether the edge is alive, and aborts
 // the flows of one that restarted or stays away.
 type edge struct {
-	c    *Connector
-	spec EdgeSpec
-	log  *slog.Logger
+	c        *Connector
+	title    string
+	spec     EdgeSpec
+	declared bool // the edge knows this connector from its configuration
+	invited  bool // the token is for this edge; of run's goroutine alone
+	log      *slog.Logger
 
-	flows *flows        // those of this edge, within its grant
-	news  chan struct{} // capacity 1: the tunnel reported a change
+	flows    *flows // those of this edge, within its grant
+	failures failures
+	ctl      control
+	news     chan struct{} // capacity 1: the tunnel reported a change
+	again    atomic.Bool   // the tunnel is to call at once, however long it would have waited
 
-	mu   sync.Mutex
-	peer Peer // nil before the first resolution
+	mu     sync.Mutex
+	peer   Peer        // nil before the first resolution, and after the end
+	gone   error       // why the edge is served no more; nil: it is
+	member *state.Edge // the enrolment; nil: there was none. What it points to does not change
+	grant  grant       // the last one of this run
+	told   []EdgeURL   // where the edge says that it listens; nil: it did not
 
 	// Of run's goroutine alone.
 	at    netip.AddrPort // where the tunnel calls; zero before Join
 	known bool           // a handshake was made in this run: the edge knows our key
+	heard time.Time      // when the edge was lost, on the wall's clock
 	said  bool           // the log says why the edge does not answer
 }
 
@@ -60,14 +79,19 @@ func newEdge(c *Connector, spec EdgeSpec) *edge {
 	return &edge{
 		c:     c,
 		spec:  spec,
-		log:   c.log.With("edge", spec.String()),
 		news:  make(chan struct{}, 1),
+		ctl:   control{urgent: make(chan struct{}, 1)},
 		flows: newFlows(c.flows.ctx, math.MaxInt, math.MaxInt),
 	}
 }
 
+// setName gives the edge its name, which is its own among the edges.
+func (e *edge) setName(name string) {
+	e.title, e.log = name, e.c.log.With("edge", name)
+}
+
 // name is what logs and metrics call the edge.
-func (e *edge) name() string { return e.spec.String() }
+func (e *edge) name() string { return e.title }
 
 // state returns the tunnel's word, the zero State before the edge is joined.
 func (e *edge) state() State {
@@ -80,14 +104,46 @@ func (e *edge) state() State {
 	return peer.State()
 }
 
-// run keeps the edge joined until ctx ends. It returns an error only where
-// trying again cannot help.
+// run keeps the edge joined until ctx ends, or until trying again cannot help:
+// it returns why, and the edge's flows are cut and its peer is removed then.
 func (e *edge) run(ctx context.Context) error {
+	err := e.live(ctx)
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, errDrained) {
+		e.log.Info("left", "reason", err)
+	} else {
+		e.log.Error("given up", "reason", err)
+	}
+	e.mu.Lock()
+	peer := e.peer
+	e.peer, e.gone = nil, err
+	e.mu.Unlock()
+	e.flows.cut(errLeft)
+	if peer != nil {
+		peer.Remove()
+	}
+	return err
+}
+
+func (e *edge) live(ctx context.Context) error {
 	var retry backoff
 	for ctx.Err() == nil {
-		came, err := e.attempt(ctx)
+		if e.mustEnrol() {
+			if err := e.enrol(ctx); err != nil {
+				return err
+			}
+			continue
+		}
+		called, came, err := e.attempt(ctx)
 		if err != nil {
 			return err
+		}
+		if called && !came && e.mayEnrol() {
+			if err := e.enrol(ctx); err != nil {
+				return err
+			}
 		}
 		if !came && ctx.Err() == nil {
 			delay := retry.next()
@@ -95,26 +151,29 @@ func (e *edge) run(ctx context.Context) error {
 			came = e.wait(ctx, delay) // the tunnel calls on meanwhile
 		}
 		if came {
-			e.serve(ctx)
+			if err := e.serve(ctx); err != nil {
+				return err
+			}
 			retry.reset()
 		}
 	}
 	return nil
 }
 
-// attempt resolves the edge and tries what it finds; came tells that the edge
-// is alive.
-func (e *edge) attempt(ctx context.Context) (came bool, err error) {
+// attempt resolves the edge and tries what it finds; called tells that there
+// was something to try, came that the edge is alive.
+func (e *edge) attempt(ctx context.Context) (called, came bool, err error) {
 	addrs, err := e.resolve(ctx)
 	if ctx.Err() != nil {
-		return false, nil
+		return false, false, nil
 	}
 	if err != nil {
 		e.log.Warn("resolving failed", "err", err)
-		return false, nil
+		return false, false, nil
 	}
 	e.log.Info("resolved", "addresses", addrs)
-	return e.try(ctx, addrs)
+	came, err = e.try(ctx, addrs)
+	return true, came, err
 }
 
 // resolve returns the edge's addresses in the order to try them: the one that
@@ -123,7 +182,7 @@ func (e *edge) attempt(ctx context.Context) (came bool, err error) {
 func (e *edge) resolve(ctx context.Context) ([]netip.AddrPort, error) {
 	ctx, cancel := context.WithTimeout(ctx, resolveWithin)
 	defer cancel()
-	addrs, err := resolveURLs(ctx, e.c.deps.Resolver, e.spec.URLs)
+	addrs, err := resolveURLs(ctx, e.c.deps.Resolver, e.urls())
 	if err != nil {
 		return nil, err
 	}
@@ -136,6 +195,9 @@ func (e *edge) resolve(ctx context.Context) ([]netip.AddrPort, error) {
 // resolveURLs returns the addresses that urls stand for now, at least one. It
 // fails only where none of them has any.
 func resolveURLs(ctx context.Context, r Resolver, urls []EdgeURL) ([]netip.AddrPort, error) {
+	if len(urls) == 0 {
+		return nil, errors.New("resolving the edge: no address of it is known: run again with a new token")
+	}
 	var all []netip.AddrPort
 	var failures []error
 	for _, u := range urls {
@@ -234,7 +296,7 @@ func (e *edge) call(addr netip.AddrPort) error {
 		e.at = addr
 		return e.aimLocked()
 	}
-	peer, err := e.c.tunnel.Join(JoinConfig{
+	peer, err := e.c.device().Join(JoinConfig{
 		Name:      e.name(),
 		PublicKey: e.spec.PublicKey,
 		Endpoint:  addr,
@@ -298,24 +360,44 @@ func (e *edge) whyNoAnswer(ctx context.Context, addr netip.AddrPort, after time.
 		return fmt.Sprintf("UDP to %s fails: %v", addr, err)
 	}
 	reason := fmt.Sprintf("no answer from %s over UDP for %.0f s: is UDP %d open, and does the edge run?", addr, after.Seconds(), addr.Port())
-	if !e.known {
-		reason += fmt.Sprintf(" If so, the handshake is not answered: does the edge know this connector's public key %s, and is %s the edge's?",
-			tunnel.Abbreviate(e.c.public), tunnel.Abbreviate(e.spec.PublicKey))
+	return reason + e.whyUnknown()
+}
+
+// whyUnknown says why an edge that runs may not answer this connector.
+func (e *edge) whyUnknown() string {
+	member, _ := e.membership()
+	switch {
+	case member != nil && !member.Confirmed && !e.invited:
+		return " If so: " + hintPending
+	case member != nil && member.Confirmed && e.awayFor(forgetAfter):
+		return " If so: " + hintForgotten
+	case member == nil && !e.known:
+		return fmt.Sprintf(" If so, the handshake is not answered: does the edge know this connector's public key %s, and is %s the edge's?",
+			tunnel.Abbreviate(e.c.ownKey().PublicKey()), tunnel.Abbreviate(e.spec.PublicKey))
 	}
-	return reason
+	return ""
+}
+
+// awayFor tells whether the edge was not heard for d, or never in this run.
+func (e *edge) awayFor(d time.Duration) bool {
+	return !e.known || e.c.deps.Wall().Sub(e.heard) > d
 }
 
 // wait waits until the edge is alive and reports true, or until d has passed
-// or ctx ends. A machine that was suspended calls at once when it wakes up.
+// or ctx ends. Where the clock jumped, as that of a machine that was suspended,
+// the tunnel calls at once, and the edge has the time of a fresh call.
 func (e *edge) wait(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
-	ticker := time.NewTicker(sleepCheck)
+	ticker := time.NewTicker(aimCheck)
 	defer ticker.Stop()
-	wall, running := e.c.deps.Wall(), time.Now()
 	for {
 		if e.state().Alive {
 			return true
+		}
+		if e.again.Swap(false) {
+			e.aim(true)
+			timer.Reset(min(d, answerWithin))
 		}
 		select {
 		case <-ctx.Done():
@@ -324,27 +406,48 @@ func (e *edge) wait(ctx context.Context, d time.Duration) bool {
 			return false
 		case <-e.news:
 		case <-ticker.C:
-			// The runtime's clock stands still in a suspended machine.
-			asleep := e.c.deps.Wall().Sub(wall) - time.Since(running)
-			e.aim(asleep > sleepJump)
-			if asleep > sleepJump {
-				e.log.Info("machine was suspended", "for", asleep.Round(time.Second))
-				wall, running = e.c.deps.Wall(), time.Now()
-				timer.Reset(answerWithin)
-			}
+			e.aim(false)
 		}
 	}
 }
 
-// serve stays while the edge is alive and says what happens to it.
-func (e *edge) serve(ctx context.Context) {
+// serve stays while the edge is alive and says what happens to it. It returns
+// an error where that is over for good.
+func (e *edge) serve(ctx context.Context) error {
 	e.known, e.said = true, false
 	s := e.state()
 	e.log.Info("handshake", "endpoint", s.Endpoint, "edge_key", tunnel.Abbreviate(e.spec.PublicKey))
 	e.log.Info("ready", "rtt", s.RTT)
 	e.c.edgeChanged(e, true)
 	defer e.c.edgeChanged(e, false)
+
+	controlled, stop := context.WithCancel(ctx)
+	verdict := make(chan error, 1)
+	var running sync.WaitGroup
+	running.Go(func() { verdict <- e.control(controlled) })
+	defer running.Wait()
+	defer stop()
+	if err := e.watch(ctx, s, verdict); err != nil || ctx.Err() != nil {
+		return err
+	}
+	s = e.state()
+	reason := fmt.Sprintf("no answer from %s over UDP for 3 s", s.Endpoint)
+	if s.Left {
+		reason = "the edge said farewell: it was stopped, or restarts"
+	}
+	e.log.Warn("lost", "reason", reason)
+	e.heard = e.c.deps.Wall()
+	return nil
+}
+
+// watch waits until the edge is lost, ctx ends, control comes to a verdict, or
+// the edge that wants us to leave has no flow of ours any more.
+func (e *edge) watch(ctx context.Context, s State, verdict <-chan error) error {
 	draining := false
+	urgent, soon := e.ctl.urgent, time.NewTimer(urgentEvery)
+	defer soon.Stop()
+	look := time.NewTicker(leaveCheck)
+	defer look.Stop()
 	for s.Alive {
 		if s.Draining != draining {
 			draining = s.Draining
@@ -352,14 +455,34 @@ func (e *edge) serve(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
-			return
+			return nil
+		case err := <-verdict:
+			return err
+		case <-urgent:
+			e.ctl.hurry()
+			urgent = nil
+			soon.Reset(urgentEvery)
+		case <-soon.C:
+			urgent = e.ctl.urgent
+		case <-look.C:
 		case <-e.news:
-			s = e.state()
 		}
+		s = e.state()
+		if !e.granted().drain {
+			look.Stop()
+			continue
+		}
+		if e.flows.total() == 0 && s.Flows == 0 { // to the last byte
+			return errDrained
+		}
+		look.Reset(leaveCheck)
 	}
-	reason := fmt.Sprintf("no answer from %s over UDP for 3 s", s.Endpoint)
-	if s.Left {
-		reason = "the edge said farewell: it was stopped, or restarts"
-	}
-	e.log.Warn("lost", "reason", reason)
+	return nil
+}
+
+// granted returns the last grant.
+func (e *edge) granted() grant {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.grant
 }

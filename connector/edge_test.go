@@ -42,7 +42,7 @@ func TestEdgeJoins(t *testing.T) {
 		if err := b.finish(); err != nil {
 			t.Error(err)
 		}
-		want := []string{"made a private key", "connector starts", "routes", "resolved", "handshake", "ready", "lost", "resolved", "draining", "stopped"}
+		want := []string{"made a private key", "connector starts", "routes", "resolved", "handshake", "ready", "no control", "lost", "resolved", "draining", "stopped"}
 		if got := b.log.messages(); !slices.Equal(got, want) {
 			t.Errorf("the log says %q, want %q", got, want)
 		}
@@ -167,7 +167,7 @@ func TestLatePacketFromTheOldAddress(t *testing.T) {
 		synctest.Wait()
 		// WireGuard turns back to where the packet came from.
 		p.set(State{Endpoint: netip.MustParseAddrPort("203.0.113.10:51820")})
-		time.Sleep(sleepCheck)
+		time.Sleep(aimCheck)
 		synctest.Wait()
 		if got := p.called(); !slices.Equal(got, at("203.0.113.10:51820", "198.51.100.7:51820", "198.51.100.7:51820")) {
 			t.Errorf("called %v", got)
@@ -250,8 +250,8 @@ func TestReasons(t *testing.T) {
 				if len(lines) != 1 || !strings.Contains(lines[0], tt.want) || tt.not != "" && strings.Contains(lines[0], tt.not) {
 					t.Errorf("the log says %q, want %q", lines, tt.want)
 				}
-				if tt.name == "silence" && !strings.Contains(lines[0], tunnel.Abbreviate(b.c.public)) {
-					t.Errorf("%q does not name the connector's key %s", lines[0], tunnel.Abbreviate(b.c.public))
+				if tt.name == "silence" && !strings.Contains(lines[0], tunnel.Abbreviate(b.c.ownKey().PublicKey())) {
+					t.Errorf("%q does not name the connector's key %s", lines[0], tunnel.Abbreviate(b.c.ownKey().PublicKey()))
 				}
 				if err := b.finish(); err != nil {
 					t.Error(err)
@@ -349,12 +349,12 @@ func TestSuspendedMachineCallsAtOnce(t *testing.T) {
 		synctest.Wait()
 		before := len(p.called())
 		b.asleep.Store(int64(8 * time.Hour))
-		time.Sleep(sleepCheck)
+		time.Sleep(clockCheck)
 		synctest.Wait()
 		if got := len(p.called()); got != before+1 {
 			t.Errorf("called %d times after waking up", got-before)
 		}
-		time.Sleep(sleepCheck)
+		time.Sleep(clockCheck)
 		synctest.Wait()
 		if n := len(b.log.with("suspended")); n != 1 {
 			t.Errorf("the log says %d times that the machine was suspended", n)

@@ -134,6 +134,13 @@ func (f *flows) count(proto string) int {
 	return f.live[proto]
 }
 
+// total returns the flows that are there, those included that are ending.
+func (f *flows) total() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.places)
+}
+
 // drain refuses new flows and returns a channel that is closed once no live
 // one is left.
 func (f *flows) drain() <-chan struct{} {

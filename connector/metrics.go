@@ -36,6 +36,18 @@ func (c *counters) dialCount(proto, result string) uint64 {
 	return c.dials[[2]string{proto, result}]
 }
 
+// failedDials returns how many flows their origins did not take.
+func (c *counters) failedDials() (n uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for key, count := range c.dials {
+		if tellsOfOrigin(key[1]) && key[1] != resultDenied {
+			n += count
+		}
+	}
+	return n
+}
+
 // The metrics. No label has more values than the configuration has edges, or
 // the code has constants.
 var (
@@ -55,6 +67,12 @@ var (
 		"Largest inner packet that fits; absent while unknown.", []string{"edge"}, nil)
 	descWire = prometheus.NewDesc("warren_tunnel_bytes_total",
 		"Encrypted bytes, by direction (rx, tx).", []string{"edge", "direction"}, nil)
+	descControl = prometheus.NewDesc("warren_connector_control_up",
+		"1 while the edge answers this connector's reports.", []string{"edge"}, nil)
+	descRevision = prometheus.NewDesc("warren_connector_grant_revision",
+		"Revision of the edge's grant that holds; absent before the first.", []string{"edge"}, nil)
+	descOffset = prometheus.NewDesc("warren_connector_clock_offset_seconds",
+		"How far the edge's clock is ahead of this machine's; absent while unknown.", []string{"edge"}, nil)
 	descDrops = prometheus.NewDesc("warren_drops_total",
 		"What was thrown away, by place and reason.", []string{"where", "why"}, nil)
 	descBuild = prometheus.NewDesc("warren_build_info",
@@ -63,7 +81,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c *Connector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descDials, descFlows, descMaxFlows, descBytes, descUp, descRTT, descMTU, descWire, descDrops, descBuild} {
+	for _, d := range []*prometheus.Desc{descDials, descFlows, descMaxFlows, descBytes, descUp, descRTT, descMTU, descWire, descControl, descRevision, descOffset, descDrops, descBuild} {
 		ch <- d
 	}
 }
@@ -86,7 +104,7 @@ func (c *Connector) Collect(ch chan<- prometheus.Metric) {
 	}
 	counter(descBytes, c.count.toOrigin.Load(), "to_origin")
 	counter(descBytes, c.count.fromOrigin.Load(), "from_origin")
-	for _, e := range c.edges {
+	for _, e := range c.list() {
 		s := e.state()
 		name := e.name()
 		up := 0.0
@@ -94,6 +112,7 @@ func (c *Connector) Collect(ch chan<- prometheus.Metric) {
 			up = 1
 		}
 		gauge(descUp, up, name)
+		e.collectControl(gauge)
 		counter(descWire, s.RxBytes, name, "rx")
 		counter(descWire, s.TxBytes, name, "tx")
 		if s.RTT > 0 {
@@ -104,6 +123,22 @@ func (c *Connector) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	c.eachDrop(func(where, why string, n uint64) { counter(descDrops, n, where, why) })
+}
+
+// collectControl measures what there is to be measured of the edge's control.
+func (e *edge) collectControl(gauge func(d *prometheus.Desc, v float64, labels ...string)) {
+	controlled, offset, timed := e.ctl.status()
+	up := 0.0
+	if controlled {
+		up = 1
+	}
+	gauge(descControl, up, e.name())
+	if timed {
+		gauge(descOffset, offset.Seconds(), e.name())
+	}
+	if revision := e.granted().revision; revision != 0 {
+		gauge(descRevision, float64(revision), e.name())
+	}
 }
 
 // eachDrop calls yield once for each place and reason.

@@ -124,6 +124,12 @@ func (c *Connector) done(e *edge, f *admitted) {
 func (c *Connector) failed(e *edge, proto string, r request, err error) {
 	result := resultOf(err)
 	c.count.dialed(proto, result)
+	if tellsOfOrigin(result) {
+		destination := proto + "/" + r.Destination().String()
+		if e.failures.note(destination, result, err, c.deps.Wall()) {
+			e.ctl.tell()
+		}
+	}
 	if result == resultCanceled {
 		return // the connector ends; it says so once
 	}

@@ -1,0 +1,196 @@
+package connector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/warrenmesh/warren/connector/state"
+	"github.com/warrenmesh/warren/edge/wire"
+	"github.com/warrenmesh/warren/netstack/tunnel"
+)
+
+// forgetAfter is how long an ephemeral connector may be away before its edge
+// forgets it.
+const forgetAfter = 10 * time.Minute
+
+// Hints of an edge that does not answer, though it was enrolled at.
+const (
+	hintPending   = "its enrolment was not completed: run again with the token"
+	hintForgotten = "it may have forgotten this connector (ephemeral, or revoked more than 7 days ago)"
+)
+
+// gather makes an edge of each that is declared, enrolled, or to be enrolled,
+// in that order. One that is several of these is one edge, by its key.
+func (c *Connector) gather(saved []state.Edge) (edges []*edge) {
+	find := func(key wgtypes.Key) *edge {
+		i := slices.IndexFunc(edges, func(e *edge) bool { return e.spec.PublicKey == key })
+		if i < 0 {
+			edges = append(edges, newEdge(c, EdgeSpec{PublicKey: key}))
+			i = len(edges) - 1
+		}
+		return edges[i]
+	}
+	for _, spec := range c.spec.Edges {
+		e := find(spec.PublicKey)
+		e.spec.URLs, e.declared = spec.URLs, true
+	}
+	for _, member := range saved {
+		e := find(member.PublicKey.Key)
+		e.member = &member
+		e.addURLs(member.URLs)
+	}
+	for _, edge := range c.spec.Token.Edges {
+		e := find(edge.PublicKey.Key)
+		e.invited = true
+		e.addURLs(edge.URLs)
+	}
+	names := make(map[string]bool)
+	for _, e := range edges {
+		name := e.spec.String()
+		if name == "" || names[name] { // an edge with a new key, where the old one was
+			name += " " + tunnel.Abbreviate(e.spec.PublicKey)
+		}
+		names[name] = true
+		e.setName(name)
+	}
+	return edges
+}
+
+// addURLs adds where the edge is said to listen; what this release cannot read
+// is left out.
+func (e *edge) addURLs(texts []string) {
+	for _, text := range texts {
+		if u, err := ParseEdgeURL(text); err == nil && !slices.Contains(e.spec.URLs, u) {
+			e.spec.URLs = append(e.spec.URLs, u)
+		}
+	}
+}
+
+// membership returns what the connector remembers of its enrolment at the
+// edge, nil where there was none, and why the edge is served no more, nil where
+// it is.
+func (e *edge) membership() (member *state.Edge, gone error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.member, e.gone
+}
+
+// remember changes what is remembered of the enrolment, where there is one,
+// and saves it. What cannot be saved holds in this run.
+func (e *edge) remember(change func(*state.Edge)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.member == nil {
+		return
+	}
+	member := *e.member
+	change(&member)
+	e.member = &member
+	if err := e.c.state.SaveEdge(member); err != nil {
+		e.log.Warn("remembering failed", "err", err)
+	}
+}
+
+// confirm notes that the edge has answered this connector's own key: the token
+// is needed no more.
+func (e *edge) confirm() {
+	if member, _ := e.membership(); member == nil || member.Confirmed {
+		return
+	}
+	e.remember(func(m *state.Edge) { m.Confirmed = true })
+	e.log.Info("enrolment is complete", "hint", "the token is needed no more")
+	e.c.rotation.poke()
+}
+
+// mustEnrol tells whether the edge can only be joined with the token.
+func (e *edge) mustEnrol() bool {
+	member, _ := e.membership()
+	return e.invited && member == nil
+}
+
+// mayEnrol tells whether the token may help where the edge does not answer:
+// its registration may have lapsed, it may have forgotten an ephemeral
+// connector, or the token is another than the one that was used.
+func (e *edge) mayEnrol() bool {
+	member, _ := e.membership()
+	if !e.invited || member == nil {
+		return false
+	}
+	other := member.TokenID != e.c.spec.Token.ID.String()
+	return !member.Confirmed || (member.Ephemeral || other) && e.awayFor(forgetAfter)
+}
+
+// enrol registers this connector's key at the edge with the token. It tries
+// until that is done, the edge answers the key itself, or ctx ends; its error
+// is a refusal for good.
+func (e *edge) enrol(ctx context.Context) error {
+	var retry backoff
+	for ctx.Err() == nil && !e.state().Alive {
+		answer, err := e.register(ctx)
+		var refusal *wire.Refusal
+		switch {
+		case err == nil:
+			e.log.Info("enrolled", "name", answer.Name, "network", answer.Network, "ephemeral", answer.Ephemeral)
+			if !answer.Ephemeral {
+				e.c.warnVolatile()
+			}
+			return nil
+		case ctx.Err() != nil:
+		case errors.As(err, &refusal) && refusal.Code == wire.CodeKnownKey && e.belongs():
+			e.log.Info("not enrolled", "reason", "the edge knows this connector's key already", "err", err)
+			e.invited = false
+			return nil
+		case errors.As(err, &refusal) && refusal.Final():
+			return fmt.Errorf("%w: %w", ErrRefused, err)
+		default:
+			delay := retry.next()
+			e.log.Warn("enrolling failed", "err", err, "again_in", delay.Round(time.Millisecond))
+			e.wait(ctx, delay)
+		}
+	}
+	return nil
+}
+
+// belongs tells whether the edge should know this connector's key without the
+// token.
+func (e *edge) belongs() bool {
+	member, _ := e.membership()
+	return e.declared || member != nil
+}
+
+// register enrols once, and remembers it. The key does not change meanwhile.
+func (e *edge) register(ctx context.Context) (wire.EnrollAnswer, error) {
+	c := e.c
+	c.keyUse.RLock()
+	defer c.keyUse.RUnlock()
+	answer, err := c.enrol(ctx, EdgeSpec{PublicKey: e.spec.PublicKey, URLs: e.urls()}, c.ownKey().PublicKey())
+	if err != nil {
+		return wire.EnrollAnswer{}, err
+	}
+	member := state.Edge{
+		PublicKey: wire.Key{Key: e.spec.PublicKey},
+		URLs:      texts(toldURLs(answer.Edges, e.spec.PublicKey)),
+		Name:      plain(answer.Name, wire.MaxName),
+		Network:   plain(answer.Network, wire.MaxName),
+		TokenID:   c.spec.Token.ID.String(),
+		Ephemeral: answer.Ephemeral,
+		Since:     c.deps.Wall(),
+	}
+	if len(member.URLs) == 0 {
+		member.URLs = texts(e.spec.URLs)
+	}
+	e.mu.Lock()
+	e.member = &member
+	e.mu.Unlock()
+	e.remember(func(*state.Edge) {})
+	return answer, nil
+}
+
+func (c *Connector) enrolAt(context.Context, EdgeSpec, wgtypes.Key) (wire.EnrollAnswer, error) {
+	return wire.EnrollAnswer{}, errors.New("not yet")
+}

@@ -1,0 +1,236 @@
+package connector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/warrenmesh/warren/edge/wire"
+	"github.com/warrenmesh/warren/netstack/tunnel"
+)
+
+// rotateEvery is the least time between two changes of the key, whatever edges
+// ask for.
+const rotateEvery = time.Minute
+
+// rotation changes the connector's key when an edge asks for it:
+//
+//	save the next key → tell it to every edge → make it the saved key → use it
+//
+// A crash between any two steps loses nothing. Until the third the connector
+// starts with the old key, which the edges know, and tells the same next key
+// when it is asked again; after it, with the new one, which all of them know.
+// So nothing may come between an edge that was not told and the third step.
+type rotation struct {
+	c     *Connector
+	asked chan struct{} // capacity 1
+	news  chan struct{} // capacity 1: an edge came, or is confirmed
+
+	mu      sync.Mutex
+	changes uint64 // of the key, in this run
+	why     string // why it cannot be changed; empty: it can, as far as is known
+}
+
+func newRotation(c *Connector) *rotation {
+	return &rotation{c: c, asked: make(chan struct{}, 1), news: make(chan struct{}, 1)}
+}
+
+// generation counts the changes of the key.
+func (r *rotation) generation() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.changes
+}
+
+// trouble says why the key cannot be changed, for the report.
+func (r *rotation) trouble() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.why
+}
+
+// ask is called with each grant that asks for a change of the key of that
+// generation.
+func (r *rotation) ask(generation uint64) {
+	if generation != r.generation() {
+		return // the grant is from before the change
+	}
+	select {
+	case r.asked <- struct{}{}:
+	default:
+	}
+}
+
+// poke makes a change that waits for edges look at them again.
+func (r *rotation) poke() {
+	select {
+	case r.news <- struct{}{}:
+	default:
+	}
+}
+
+// run changes the key as often as it is asked to, until ctx ends.
+func (r *rotation) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.asked:
+		}
+		why := r.impossible()
+		if why == "" {
+			why = r.change(ctx)
+		}
+		r.say(why)
+		sleep(ctx, rotateEvery)
+	}
+}
+
+// say notes why the key cannot be changed, and logs it once.
+func (r *rotation) say(why string) {
+	r.mu.Lock()
+	said := r.why == why
+	r.why = why
+	r.mu.Unlock()
+	if why == "" || said {
+		return
+	}
+	r.c.log.Warn("the key cannot be changed", "reason", why)
+	for _, e := range r.c.list() {
+		e.ctl.tell()
+	}
+}
+
+// impossible says why no change of the key can come to an end.
+func (r *rotation) impossible() string {
+	if r.c.spec.PrivateKeyFile != "" {
+		return "it is in a file of its operator's, who has to change it there and at the edges: private_key_file"
+	}
+	for _, e := range r.c.list() {
+		switch member, gone := e.membership(); {
+		case member == nil && e.declared && gone == nil:
+			return fmt.Sprintf("edge %s has it from its own configuration: its operator has to change it there", e.name())
+		case member != nil && errors.Is(gone, errDrained):
+			return fmt.Sprintf("edge %s knows it too, and this connector has left that one: end the drain there and start this connector anew", e.name())
+		}
+	}
+	return ""
+}
+
+// change makes a new key, tells it to the edges, and takes it once all of them
+// know it. It returns why it gave up; empty: the key was changed, or ctx ended.
+func (r *rotation) change(ctx context.Context) (why string) {
+	next, err := r.c.state.NextKey()
+	if err != nil {
+		return fmt.Sprintf("the next one cannot be saved: %v", err)
+	}
+	r.c.log.Info("changing the key", "next_public_key", tunnel.Abbreviate(next.PublicKey()))
+	told := make(map[*edge]bool)
+	var retry backoff
+	waits := "" // for whom the log says that it waits
+	for ctx.Err() == nil {
+		if why := r.impossible(); why != "" {
+			return why // an edge has been left meanwhile
+		}
+		missing, err := r.tellAll(ctx, next.PublicKey(), told)
+		if err != nil {
+			return err.Error()
+		}
+		if len(missing) == 0 {
+			err := r.take(next, told)
+			if err == nil {
+				return ""
+			}
+			r.c.log.Warn("changing the key failed", "err", err)
+		} else if now := strings.Join(missing, ", "); now != waits {
+			waits = now
+			r.c.log.Info("the new key waits", "for", waits)
+		}
+		timer := time.NewTimer(retry.next())
+		select {
+		case <-ctx.Done():
+		case <-r.news:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+	return ""
+}
+
+// tellAll tells the next key to the edges that are there and do not know it
+// yet. It returns those that still do not, and an error where one of them
+// never will.
+func (r *rotation) tellAll(ctx context.Context, next wgtypes.Key, told map[*edge]bool) (missing []string, err error) {
+	for _, e := range r.c.list() {
+		member, gone := e.membership()
+		if member == nil || gone != nil || told[e] {
+			continue
+		}
+		err := errors.New("it is not there")
+		if member.Confirmed && e.state().Alive {
+			err = e.tellKey(ctx, next)
+		}
+		var refusal *wire.Refusal
+		switch {
+		case err == nil:
+			told[e] = true
+		case errors.Is(err, errNoControl), errors.As(err, &refusal) && refusal.Final():
+			return nil, fmt.Errorf("edge %s does not take a new one: %w", e.name(), err)
+		default:
+			e.log.Debug("telling the new key failed", "err", err)
+			missing = append(missing, e.name())
+		}
+	}
+	return missing, nil
+}
+
+// tellKey registers the next key at the edge, which has stored it when this
+// returns without an error.
+func (e *edge) tellKey(ctx context.Context, next wgtypes.Key) error {
+	line, err := e.dialPort(ctx, wire.ControlPort)
+	if err != nil {
+		return err
+	}
+	defer line.close()
+	var answer struct{}
+	return line.post(ctx, wire.PathKey, postWithin, wire.KeyRequest{PublicKey: wire.Key{Key: next}}, &answer)
+}
+
+// errNotTold: an edge has enrolled the old key meanwhile.
+var errNotTold = errors.New("an edge has been joined meanwhile, and has yet to learn the new key")
+
+// take makes the next key the connector's. No edge enrols meanwhile, and all
+// that have enrolled were told.
+func (r *rotation) take(next wgtypes.Key, told map[*edge]bool) error {
+	c := r.c
+	c.keyUse.Lock()
+	defer c.keyUse.Unlock()
+	for _, e := range c.list() {
+		if member, gone := e.membership(); member != nil && gone == nil && !told[e] {
+			return errNotTold
+		}
+	}
+	if c.ownKey() != next { // else the device alone is behind
+		if _, err := c.state.TakeNext(); err != nil {
+			return err
+		}
+		c.setKey(next)
+	}
+	r.mu.Lock()
+	r.changes++ // before the sessions of the old key end
+	r.mu.Unlock()
+	if err := c.device().SetPrivateKey(next); err != nil {
+		return err
+	}
+	select {
+	case <-r.asked: // by the old key's grants
+	default:
+	}
+	c.log.Info("the key was changed", "public_key", tunnel.Abbreviate(next.PublicKey()))
+	return nil
+}
