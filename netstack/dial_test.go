@@ -195,7 +195,7 @@ func TestDialStormOriginClosesFirst(t *testing.T) {
 func TestPortsSpreadOverSources(t *testing.T) {
 	var x flowIndex
 	second := netip.MustParseAddr("100.127.0.2")
-	x.init([]netip.Addr{source4, source6, second})
+	x.init([]netip.Addr{source4, source6, second}, 0)
 	const ports = lastPort - firstPort + 1
 	seen := make(map[netip.Addr]int)
 	for i := range 2 * ports {

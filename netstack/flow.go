@@ -8,6 +8,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/warrenmesh/warren/netstack/drops"
 	"github.com/warrenmesh/warren/netstack/netx"
 )
 
@@ -19,6 +20,9 @@ const (
 	protoFragment = 44 // IPv6 fragment header
 	protoICMPv6   = 58
 )
+
+// whyHostFlows counts flows, not packets.
+const whyHostFlows = "flows_of_host" // a host has as many flows as it may
 
 // flowKey names a flow on one NIC: local is our side, whoever began it.
 type flowKey struct {
@@ -50,10 +54,17 @@ type flowIndex struct {
 	flows   map[flowKey]endpoint
 	sources [2][]netip.Addr // v4, v6
 	next    [2]uint32       // position in (source, port) space, by family
+
+	drops   *drops.Counter
+	perHost int                // bound of accepted flows by remote address; 0: none
+	hosts   map[netip.Addr]int // all flows by remote address; nil without a bound
 }
 
-func (x *flowIndex) init(sources []netip.Addr) {
+func (x *flowIndex) init(sources []netip.Addr, perHost int) {
 	x.flows = make(map[flowKey]endpoint)
+	if x.perHost = perHost; perHost > 0 {
+		x.hosts = make(map[netip.Addr]int)
+	}
 	for _, a := range sources {
 		f := family(a)
 		x.sources[f] = append(x.sources[f], a)
@@ -74,15 +85,26 @@ func family(a netip.Addr) int {
 
 // add enters ep, which gVisor has registered already: a flow that still
 // stands there is over, and only has not been taken out yet. It reports false
-// once the index is closed.
+// once the index is closed, and where the remote address has too many flows.
 func (x *flowIndex) add(key flowKey, ep endpoint) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.closed {
 		return false
 	}
-	x.flows[key] = ep
+	if x.hosts != nil && x.hosts[key.remote.Addr()] >= x.perHost {
+		x.drops.Add(whyHostFlows, 1)
+		return false
+	}
+	x.enterLocked(key, ep)
 	return true
+}
+
+func (x *flowIndex) enterLocked(key flowKey, ep endpoint) {
+	if _, over := x.flows[key]; x.hosts != nil && !over {
+		x.hosts[key.remote.Addr()]++
+	}
+	x.flows[key] = ep
 }
 
 // claim enters ep under a local address and port that no flow to remote has,
@@ -108,7 +130,7 @@ func (x *flowIndex) claim(proto uint8, remote netip.AddrPort, ep endpoint, at *f
 		x.next[f] = (i + 1) % (uint32(len(sources)) * ports)
 		key.local = netip.AddrPortFrom(sources[i/ports], uint16(firstPort+i%ports))
 		if _, taken := x.flows[key]; !taken {
-			x.flows[key] = ep
+			x.enterLocked(key, ep)
 			*at = key
 			return nil
 		}
@@ -121,8 +143,14 @@ func (x *flowIndex) claim(proto uint8, remote netip.AddrPort, ep endpoint, at *f
 func (x *flowIndex) remove(key flowKey, ep endpoint) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.flows[key] == ep {
-		delete(x.flows, key)
+	if x.flows[key] != ep {
+		return
+	}
+	delete(x.flows, key)
+	if host := key.remote.Addr(); x.hosts != nil {
+		if x.hosts[host]--; x.hosts[host] == 0 {
+			delete(x.hosts, host)
+		}
 	}
 }
 

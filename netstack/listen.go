@@ -13,8 +13,12 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// backlog is how many connections may wait for Accept.
-const backlog = 1024
+// backlog is how many connections may wait for Accept, and as many may be half
+// open; beyond that gVisor answers with cookies.
+const (
+	backlog      = 1024
+	smallBacklog = 128
+)
 
 // Listen listens for TCP on this NIC alone. The address becomes one of the
 // NIC's own; port 0 takes a free one. It ends with ctx, Close or Remove.
@@ -50,7 +54,11 @@ func (n *NIC) listen(ctx context.Context, network string, local netip.AddrPort) 
 	}
 	l.entry.Init(waiter.ChannelNotifier(l.wake), waiter.ReadableEvents|waiter.EventHUp|waiter.EventErr)
 	wq.EventRegister(&l.entry)
-	if err := ep.Listen(backlog); err != nil {
+	waiting := backlog
+	if n.stack.cfg.Small {
+		waiting = smallBacklog
+	}
+	if err := ep.Listen(waiting); err != nil {
 		_ = l.Close()
 		return nil, connectError(err)
 	}
@@ -122,7 +130,8 @@ func (l *Listener) accepted(ep tcpip.Endpoint, wq *waiter.Queue) *TCPConn {
 }
 
 // adopt enters an established connection into the index and watches it. It
-// reports false, and ends the connection, when the NIC is going.
+// reports false, and resets the connection, when the NIC is going or the host
+// has too many.
 func (c *TCPConn) adopt() bool {
 	tuneTCP(c.ep)
 	c.watch()

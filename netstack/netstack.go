@@ -49,6 +49,10 @@ type Config struct {
 	// because two edges may use the same source addresses.
 	Promiscuous bool
 
+	// Small is for control traffic: buffers and the backlog of listeners are
+	// a small part of what flows have, so that many hostile peers hold little.
+	Small bool
+
 	// Shared holds what all stacks of a process can have in common; it makes
 	// a stack less than half as large. Nil: the stack makes its own.
 	Shared *Shared
@@ -96,7 +100,7 @@ func New(cfg Config) (*Stack, error) {
 		// its own and answer its own dials.
 		HandleLocal: false,
 	})
-	if err := tune(s.gv, cfg.Promiscuous); err != nil {
+	if err := tune(s.gv, cfg); err != nil {
 		s.gv.Destroy()
 		return nil, fmt.Errorf("making a netstack: %w", err)
 	}

@@ -37,6 +37,11 @@ type NICConfig struct {
 	// needed. NICs of one stack should have different ones, so that what a
 	// private host logs tells which connector a flow came through.
 	Sources []netip.Addr
+
+	// MaxFlowsPerHost bounds the flows that a Listener may have with one
+	// remote address, those included that were closed but whose last bytes
+	// the host does not take: a further one is reset. 0: no bound.
+	MaxFlowsPerHost int
 }
 
 // NIC is one way out of a Stack. All methods may be called concurrently.
@@ -84,7 +89,8 @@ func (s *Stack) AddNIC(cfg NICConfig) (*NIC, error) {
 		}
 		sources = append(sources, a.Unmap())
 	}
-	n.index.init(sources)
+	n.index.init(sources, cfg.MaxFlowsPerHost)
+	n.index.drops = &s.drops
 	n.fragments.drops = &s.drops
 	n.ctx, n.cancel = context.WithCancelCause(s.ctx)
 	if err := s.attach(n); err != nil {

@@ -1,6 +1,7 @@
 package netstack
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
@@ -387,4 +389,71 @@ func TestListener(t *testing.T) {
 	if _, err := l.a.DialContext(l.ctx, "tcp", at); !errors.Is(err, netx.ErrRefused) {
 		t.Errorf("dialling after Close: %v", err)
 	}
+}
+
+// TestFlowsOfOneHostAreBounded: what a host holds open beyond its bound is
+// reset, closed by us or not; another host is served, and it too, once it let
+// go.
+func TestFlowsOfOneHostAreBounded(t *testing.T) {
+	here, there := newWire(1400)
+	t.Cleanup(here.Close)
+	local := netip.MustParseAddr("100.64.0.2")
+	greedy, other := netip.MustParseAddr("100.64.0.1"), netip.MustParseAddr("100.64.0.3")
+	server := newStack(t, Config{})
+	nic := addNIC(t, server, NICConfig{Link: here, Sources: []netip.Addr{local}, MaxFlowsPerHost: 2})
+	client := newStack(t, Config{})
+	through := addNIC(t, client, NICConfig{Link: there, Sources: []netip.Addr{greedy}})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	ln, err := nic.Listen(ctx, "tcp", netip.AddrPortFrom(local, 80))
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted := make(chan net.Conn, 8)
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- c
+		}
+	}()
+	dial := func() net.Conn {
+		t.Helper()
+		c, err := through.DialContext(ctx, "tcp", netip.AddrPortFrom(local, 80))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	first, second := dial(), dial()
+	(<-accepted).Close() // which its peer does not answer
+	<-accepted
+	third, err := through.DialContext(ctx, "tcp", netip.AddrPortFrom(local, 80))
+	if err == nil { // else it was told before it knew that it was connected
+		_, err = third.Read(make([]byte, 1))
+	}
+	if !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("a third flow of the host: %v, want a reset", err)
+	}
+	if n := server.drops.Count(whyHostFlows); n != 1 {
+		t.Errorf("%d flows refused by count, want 1", n)
+	}
+	through.index.mu.Lock()
+	through.index.sources[0] = []netip.Addr{other}
+	through.index.mu.Unlock()
+	through.assign(other)
+	dial()
+	<-accepted
+	through.index.mu.Lock()
+	through.index.sources[0] = []netip.Addr{greedy}
+	through.index.mu.Unlock()
+	first.Close()
+	second.(*TCPConn).Abort()
+	for nic.Flows() > 1 && ctx.Err() == nil { // TIME_WAIT is a second
+		time.Sleep(time.Millisecond)
+	}
+	dial()
+	<-accepted
 }

@@ -18,6 +18,9 @@ const (
 	tcpReceiveMin, tcpReceiveDefault, tcpReceiveMax = 4 << 10, 512 << 10, 16 << 20 // half of it is advertised
 	tcpSendMin, tcpSendDefault, tcpSendMax          = 4 << 10, 256 << 10, 8 << 20  // grows with the congestion window
 
+	// A stack that is Small. A message of control has at most 256 KiB.
+	smallDefault, smallMax = 64 << 10, 256 << 10
+
 	udpBuffer    = 512 << 10 // eight of the largest datagrams, each way
 	udpBufferMax = 4 << 20
 
@@ -44,7 +47,7 @@ const (
 // tune sets the options of a fresh stack. Loss recovery is RACK, gVisor's
 // default; the alternative (0: SACK and three duplicates) is to be compared
 // under loss before it is changed. Congestion control is Reno likewise.
-func tune(gv *stack.Stack, promiscuous bool) error {
+func tune(gv *stack.Stack, cfg Config) error {
 	sack := tcpip.TCPSACKEnabled(true)
 	moderate := tcpip.TCPModerateReceiveBufferOption(true)
 	delay := tcpip.TCPDelayEnabled(false)
@@ -53,7 +56,11 @@ func tune(gv *stack.Stack, promiscuous bool) error {
 	linger := tcpip.TCPLingerTimeoutOption(orphanTimeout)
 	timeWait := tcpip.TCPTimeWaitTimeoutOption(edgeTimeWait)
 	reuse := tcpip.TCPTimeWaitReuseGlobal
-	if promiscuous {
+	if cfg.Small {
+		receive.Default, receive.Max = smallDefault, smallMax
+		send.Default, send.Max = smallDefault, smallMax
+	}
+	if cfg.Promiscuous {
 		// A SYN that meets TIME_WAIT goes only to a listener; a forwarder is
 		// none, so the SYN would vanish and the dial stall for a second.
 		timeWait = 0

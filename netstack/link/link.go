@@ -12,7 +12,7 @@
 //     locks of sockets, are handed to a Deferrer.
 //   - Every other write blocks while the queue is full, so that a sender's TCP
 //     feels the tunnel's pace instead of losses; Close, and a session that is
-//     lost, wake the blocked.
+//     lost, wake the blocked. A Lossy endpoint, whose peers are many, drops.
 //
 // The package must never touch the content of a packet that it carries, and
 // never drop one without counting it.
@@ -31,7 +31,7 @@ import (
 
 // Why a packet was dropped.
 const (
-	WhyQueueFull  = "queue_full"   // an answer made inside Deliver found the queue full
+	WhyQueueFull  = "queue_full"   // an answer made inside Deliver found the queue full, or anything a Lossy one
 	WhyNoSession  = "no_session"   // the peer has no live session; staged packets would only be late
 	WhyClosed     = "closed"       // the NIC is going
 	WhyOversize   = "oversize"     // larger than the buffer it was to be read into
@@ -59,6 +59,7 @@ type Config struct {
 	MTU        int       // largest IP packet, bytes; SetMTU changes it later
 	MaxPackets int       // bound of the outgoing queue, packets; default 1024
 	MaxBytes   int       // bound of the outgoing queue, bytes; default 1 MiB
+	Lossy      bool      // writes never wait: what finds the queue full is dropped and counted
 	Deferrer   *Deferrer // runs the handling of ICMP errors; required
 
 	// Ready is called, without a lock of the endpoint held, each time the
@@ -120,7 +121,7 @@ func (e *Endpoint) enqueue(pkt *stack.PacketBuffer) {
 		if isReset(pkt) && e.queue.len() < e.cfg.MaxPackets+resetRoom {
 			break
 		}
-		if isAnswer(pkt) {
+		if e.cfg.Lossy || isAnswer(pkt) {
 			e.mu.Unlock()
 			e.drops.Add(WhyQueueFull, 1)
 			return

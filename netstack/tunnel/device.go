@@ -7,6 +7,7 @@ import (
 
 	"golang.zx2c4.com/wireguard/tun"
 
+	"github.com/warrenmesh/warren/netstack/link"
 	"github.com/warrenmesh/warren/netstack/shim"
 )
 
@@ -50,32 +51,32 @@ func (w *wire) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 }
 
 // Write takes packets that wireguard-go decrypted; their outer source is
-// authenticated as the peer's. Consecutive packets for one peer are delivered
+// authenticated as the peer's. Consecutive packets for one stack are delivered
 // together.
 func (w *wire) Write(bufs [][]byte, offset int) (int, error) {
 	now := time.Now()
 	var (
-		run  [batchSize][]byte
-		n    int
-		from *Peer
+		run [batchSize][]byte
+		n   int
+		to  *link.Endpoint
 	)
 	flush := func() {
 		if n > 0 {
-			from.link.Deliver(run[:n])
+			to.Deliver(run[:n])
 			clear(run[:n])
 			n = 0
 		}
 	}
 	for _, b := range bufs {
-		peer, inner := w.t.admit(b[offset:], now)
-		if inner == nil {
+		door, packet := w.t.admit(b[offset:], now)
+		if packet == nil {
 			continue
 		}
-		if peer != from || n == len(run) {
+		if door != to || n == len(run) {
 			flush()
-			from = peer
+			to = door
 		}
-		run[n] = inner
+		run[n] = packet
 		n++
 	}
 	flush()
@@ -83,27 +84,28 @@ func (w *wire) Write(bufs [][]byte, offset int) (int, error) {
 	return len(bufs), nil
 }
 
-// admit takes one decrypted packet apart. It returns the inner packet and the
-// peer whose stack it may enter, or handles the packet itself and returns nil.
-func (t *Tunnel) admit(b []byte, now time.Time) (*Peer, []byte) {
+// admit takes one decrypted packet apart. It returns a packet and the link of
+// the stack that it may enter, or deals with it itself and returns nil.
+func (t *Tunnel) admit(b []byte, now time.Time) (*link.Endpoint, []byte) {
 	outer, why := shim.Parse(b)
 	if why != shim.OK {
 		t.refused.Add(string(why), 1)
 		return nil, nil
 	}
-	p := t.peerAt(outer.Src)
-	if p == nil {
+	s := t.sessionAt(outer.Src)
+	if s == nil {
 		t.refused.Add(string(WhyUnknownPeer), 1)
 		return nil, nil
 	}
+	p := s.peer
 	p.heard(now, len(b))
-	if outer.Dst != t.overlay {
+	self := t.self.Load()
+	if outer.Dst != self.overlay {
 		t.refused.Add(string(WhyNotForUs), 1)
 		return nil, nil
 	}
 	if !outer.Shimmed() {
-		t.overlayPacket(p, outer, b[:shim.HeaderLen+len(outer.Payload)], now)
-		return nil, nil
+		return t.overlayPacket(s, self, outer, b[:shim.HeaderLen+len(outer.Payload)], now)
 	}
 	in, why := shim.ParseInner(outer.Inner)
 	if why == shim.OK {
@@ -114,27 +116,39 @@ func (t *Tunnel) admit(b []byte, now time.Time) (*Peer, []byte) {
 		return nil, nil
 	}
 	t.admitted.Add(1)
-	return p, outer.Inner
+	return p.link, outer.Inner
 }
 
-// overlayPacket handles what came without a shim. Only echoes are served here;
-// an overlay packet never reaches a network's stack.
-func (t *Tunnel) overlayPacket(p *Peer, outer shim.Packet, b []byte, now time.Time) {
-	if outer.NextHeader != protoICMP6 {
-		t.refused.Add(string(WhyOverlay), 1)
-		return
+// overlayPacket handles what came without a shim: echoes are served here, TCP
+// goes to the overlay's stack where the sender may reach it. An overlay packet
+// never reaches a network's stack.
+func (t *Tunnel) overlayPacket(s *session, self *identity, outer shim.Packet, b []byte, now time.Time) (*link.Endpoint, []byte) {
+	why := WhyOverlay
+	switch outer.NextHeader {
+	case protoICMP6:
+		e, ok := parseEcho(b, outer.Src, outer.Dst)
+		if !ok {
+			break
+		}
+		t.echoed(s, self, e, b, now)
+		return nil, nil
+	case protoTCP:
+		if why = t.overlayTCP(s, outer.Payload, now); why == shim.OK {
+			return self.stack.link, b
+		}
 	}
-	e, ok := parseEcho(b, outer.Src, outer.Dst)
-	if !ok {
-		t.refused.Add(string(WhyOverlay), 1)
-		return
-	}
+	t.refused.Add(string(why), 1)
+	return nil, nil
+}
+
+// echoed takes an echo that s sent, b as it came.
+func (t *Tunnel) echoed(s *session, self *identity, e echo, b []byte, now time.Time) {
 	if e.reply {
-		p.echoReply(e, len(b), now)
+		s.peer.echoReply(e, len(b), now)
 		return
 	}
 	if e.ours {
-		p.introduced(e)
+		s.peer.introduced(e)
 	}
-	t.outbox.control(appendReply(nil, b, t.overlay, p.overlay))
+	t.outbox.control(appendReply(nil, b, self.overlay, s.overlay))
 }

@@ -80,8 +80,8 @@ func (t *Tunnel) AddEdge(cfg EdgeConfig) (*Peer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("adding edge %q: %w", cfg.Name, err)
 	}
-	p := &Peer{tunnel: t, name: cfg.Name, key: cfg.PublicKey, overlay: OverlayAddr(cfg.PublicKey), initiate: true, stack: st}
-	if err := t.newPeer(p, cfg.PresharedKey, cfg.Endpoint, nil); err != nil {
+	p := &Peer{tunnel: t, name: cfg.Name, initiate: true, stack: st}
+	if err := t.newPeer(p, t.newSession(cfg.PublicKey, cfg.PresharedKey), cfg.Endpoint, nil); err != nil {
 		st.Close()
 		return nil, err
 	}
@@ -97,9 +97,10 @@ func (n *Network) AddConnector(cfg ConnectorConfig) (*Peer, error) {
 	if err := n.tunnel.checkRoutes(cfg.Routes); err != nil {
 		return nil, fmt.Errorf("adding connector %q to network %q: %w", cfg.Name, n.name, err)
 	}
-	p := &Peer{tunnel: n.tunnel, name: cfg.Name, key: cfg.PublicKey, overlay: OverlayAddr(cfg.PublicKey), network: n, stack: n.stack}
+	p := &Peer{tunnel: n.tunnel, name: cfg.Name, network: n, stack: n.stack}
 	p.routes.Store(newRouteSet(cfg.Routes))
-	if err := n.tunnel.newPeer(p, cfg.PresharedKey, netip.AddrPort{}, n.tunnel.sourceAddrs()); err != nil {
+	s := n.tunnel.newSession(cfg.PublicKey, cfg.PresharedKey)
+	if err := n.tunnel.newPeer(p, s, netip.AddrPort{}, n.tunnel.sourceAddrs()); err != nil {
 		return nil, err
 	}
 	n.mu.Lock()
@@ -187,8 +188,8 @@ func (n *Network) Peers() []*Peer {
 }
 
 // Pick chooses the connector for a new flow to dst: among the live ones that
-// do not drain, those of the longest prefix, of these the one with the fewest
-// flows. It returns nil where there is none.
+// do not drain and are not held, those of the longest prefix, of these the one
+// with the fewest flows. It returns nil where there is none.
 func (n *Network) Pick(dst netip.Addr) *Peer {
 	table := n.table.Load()
 	host := netip.PrefixFrom(dst, dst.BitLen())
@@ -207,7 +208,7 @@ func (n *Network) leastLoaded(replicas []*Peer) *Peer {
 	start := int(n.turn.Add(1) % uint32(max(1, len(replicas))))
 	for i := range replicas {
 		p := replicas[(start+i)%len(replicas)]
-		if p.Draining() || !p.open.Load() {
+		if p.Draining() || p.held.Load() || !p.open.Load() {
 			continue
 		}
 		if best == nil || p.better(best) {
@@ -241,17 +242,13 @@ func (n *Network) Dial(ctx context.Context, network string, dst netip.AddrPort) 
 	return conn, p, nil
 }
 
-// dial opens a flow through p, and gives up when p dies: SYNs that nobody
-// hears would be sent again until ctx's time is over.
+// dial opens a flow through p, and gives up when p dies.
 func (p *Peer) dial(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error) {
 	here := p.here.Load()
 	if here == nil || here.Err() != nil { // it has just come: watch does not know yet
 		return p.nic.DialContext(ctx, network, dst)
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer context.AfterFunc(here, func() { cancel(errLost) })()
-	return p.nic.DialContext(ctx, network, dst)
+	return dialWhile(here, ctx, p.nic, network, dst)
 }
 
 // Close removes the network's connectors and its stack; flows are aborted.

@@ -32,7 +32,10 @@ const (
 )
 
 // Why the outbox dropped.
-const whyControlFull = "control_full"
+const (
+	whyControlFull = "control_full"
+	whyNoSession   = "no_session" // a packet of the overlay for a peer that is not there
+)
 
 // outbox is the way out: it decides which packets wireguard-go reads next.
 // Echoes go first, then the peers whose links hold packets, in turn, each
@@ -42,8 +45,8 @@ const whyControlFull = "control_full"
 // control by anyone; sent by the goroutines that send. None of them blocks but
 // read.
 type outbox struct {
-	self  netip.Addr
-	magic uint16 // marks the tags of this tunnel
+	magic uint16                // marks the tags of this tunnel
+	there func(netip.Addr) bool // whether a peer has a live session; for bare lanes, whose links do not know
 	drops drops.Counter
 
 	wake   chan struct{} // capacity 1: there may be something to read
@@ -52,8 +55,9 @@ type outbox struct {
 	expireAt time.Time // read's own: when to look for lost credit; zero: nobody waits for any
 
 	mu       sync.Mutex
-	turn     []*lane // lanes with packets and credit, the next first
-	parked   []*lane // lanes with packets that wait for credit
+	self     netip.Addr // our overlay address: the outer source
+	turn     []*lane    // lanes with packets and credit, the next first
+	parked   []*lane    // lanes with packets that wait for credit
 	echoes   [][]byte
 	echoLane *lane // accounts for the echoes in flight; it is never in turn
 	lanes    map[uint32]*lane
@@ -61,10 +65,13 @@ type outbox struct {
 	inFlight int
 }
 
-// lane is one peer's place in the outbox; its fields belong to outbox.mu.
+// lane is one peer's place in the outbox, or the overlay stack's, which takes
+// turns as any peer. Its fields belong to outbox.mu, but link and bare, which
+// do not change.
 type lane struct {
 	link    packetSource
-	overlay netip.Addr
+	bare    bool       // packets leave as they are, without an outer header
+	overlay netip.Addr // where the outer header says that they go
 	slot    uint32
 
 	listed   bool // in turn or parked, or being read
@@ -93,8 +100,8 @@ func newOutbox(self netip.Addr, magic uint16) *outbox {
 // echoSlot is the slot of the echoes' lane; lanes of peers begin at 1.
 const echoSlot = 0
 
-// add gives a peer its lane; its packets come from link.
-func (o *outbox) add(link packetSource, overlay netip.Addr) *lane {
+// add gives l a place and returns it.
+func (o *outbox) add(l *lane) *lane {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for {
@@ -103,7 +110,7 @@ func (o *outbox) add(link packetSource, overlay netip.Addr) *lane {
 			break
 		}
 	}
-	l := &lane{link: link, overlay: overlay, slot: o.lastSlot}
+	l.slot = o.lastSlot
 	o.lanes[l.slot] = l
 	return l
 }
@@ -214,24 +221,50 @@ func (o *outbox) expireDue(starved bool) <-chan time.Time {
 func (o *outbox) fill(bufs [][]byte, sizes []int, offset int) (n int, starved bool) {
 	n = o.fillEchoes(bufs, sizes, offset)
 	for n < len(bufs) {
-		l, budget := o.next(len(bufs) - n)
+		t := o.next(len(bufs) - n)
+		l := t.lane
 		if l == nil {
 			break
 		}
-		got := l.link.Read(bufs[n:n+budget], sizes[n:n+budget], offset+shim.HeaderLen)
-		for i := n; i < n+got; i++ {
-			b := bufs[i][offset:]
-			shim.Put(b, o.self, l.overlay, sizes[i], b[shim.HeaderLen]>>4 == 4)
-			sizes[i] += shim.HeaderLen
-			o.tag(bufs[i], offset+sizes[i], l)
+		room, lens := bufs[n:n+t.budget], sizes[n:n+t.budget]
+		got, gone := 0, 0
+		if l.bare {
+			got, gone = o.readBare(l, room, lens, offset)
+		} else {
+			got = l.link.Read(room, lens, offset+shim.HeaderLen)
+			for i := range got {
+				b := room[i][offset:]
+				shim.Put(b, t.src, t.dst, lens[i], b[shim.HeaderLen]>>4 == 4)
+				lens[i] += shim.HeaderLen
+				o.tag(room[i], offset+lens[i], l)
+			}
 		}
-		o.handed(l, got, got == budget)
+		o.handed(l, got-gone, got == t.budget)
 		n += got
 	}
 	o.mu.Lock()
 	starved = len(o.parked) > 0 || len(o.echoes) > 0
 	o.mu.Unlock()
 	return n, starved
+}
+
+// readBare reads packets that leave as they are. gone of them are for peers
+// without a session, and are left with length 0, which wireguard-go passes
+// over: it would keep them, in 64 KiB each, until there is one.
+func (o *outbox) readBare(l *lane, bufs [][]byte, sizes []int, offset int) (got, gone int) {
+	got = l.link.Read(bufs, sizes, offset)
+	for i := range got {
+		if b := bufs[i][offset:]; !o.there(netip.AddrFrom16([16]byte(b[24:40]))) { // an IPv6 header's destination
+			sizes[i] = 0
+			gone++
+			continue
+		}
+		o.tag(bufs[i], offset+sizes[i], l)
+	}
+	if gone > 0 {
+		o.drops.Add(whyNoSession, uint64(gone))
+	}
+	return got, gone
 }
 
 func (o *outbox) fillEchoes(bufs [][]byte, sizes []int, offset int) int {
@@ -255,9 +288,17 @@ func (o *outbox) fillEchoes(bufs [][]byte, sizes []int, offset int) int {
 	return n
 }
 
-// next takes the lane whose turn it is and returns how many packets it may
-// give, at most room. The lane stays listed until handed is called.
-func (o *outbox) next(room int) (*lane, int) {
+// turn is a lane's turn: how many packets it may give, and the addresses of
+// their outer header.
+type turn struct {
+	lane     *lane
+	budget   int
+	src, dst netip.Addr
+}
+
+// next takes the lane whose turn it is, for at most room packets; a turn
+// without a lane says that there is none. handed must be called afterwards.
+func (o *outbox) next(room int) turn {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for len(o.turn) > 0 {
@@ -268,12 +309,12 @@ func (o *outbox) next(room int) (*lane, int) {
 			// Cleared before the link is read: a packet that arrives behind
 			// the read lists the lane again.
 			l.listed = false
-			return l, budget
+			return turn{lane: l, budget: budget, src: o.self, dst: l.overlay}
 		}
 		o.parked = append(o.parked, l)
 	}
 	o.turn = nil
-	return nil, 0
+	return turn{}
 }
 
 // handed accounts for n packets read from l and, where there may be more,

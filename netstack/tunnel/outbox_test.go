@@ -77,7 +77,7 @@ func newTestOutbox(t *testing.T) *outbox {
 
 func TestOutboxWrapsPackets(t *testing.T) {
 	o := newTestOutbox(t)
-	l := o.add(&supply{left: 3, size: 100}, echoB)
+	l := o.add(&lane{link: &supply{left: 3, size: 100}, overlay: echoB})
 	o.ready(l)
 	p := newPump(8)
 	n := p.read(t, o)
@@ -99,8 +99,7 @@ func TestCreditBoundsWhatIsInFlight(t *testing.T) {
 	for _, size := range []int{100, 1200, 1399, 1840, 1900, 9000, 60000} {
 		o := newTestOutbox(t)
 		slow := &supply{left: 10_000, size: size}
-		lane := o.add(slow, echoB)
-		o.ready(lane)
+		o.ready(o.add(&lane{link: slow, overlay: echoB}))
 		p := newPump(128)
 		last := 0
 		for slow.read < maxInFlightPeer {
@@ -110,7 +109,7 @@ func TestCreditBoundsWhatIsInFlight(t *testing.T) {
 			t.Errorf("size %d: %d more packets beyond the peer's credit", size, n)
 		}
 		other := &supply{left: 5, size: size}
-		o.ready(o.add(other, netip.MustParseAddr("fd77:6172:7265::c")))
+		o.ready(o.add(&lane{link: other, overlay: netip.MustParseAddr("fd77:6172:7265::c")}))
 		q := newPump(128)
 		if n := q.read(t, o); n != 5 {
 			t.Errorf("size %d: another peer gave %d packets, want 5", size, n)
@@ -128,7 +127,7 @@ func TestCreditBoundsAllPeersTogether(t *testing.T) {
 	for i := range 10 {
 		a := echoB.As16()
 		a[14] = byte(i)
-		o.ready(o.add(&supply{left: 10_000, size: 500}, netip.AddrFrom16(a)))
+		o.ready(o.add(&lane{link: &supply{left: 10_000, size: 500}, overlay: netip.AddrFrom16(a)}))
 	}
 	p := newPump(128)
 	for {
@@ -149,7 +148,7 @@ func TestLostCreditExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newTestOutbox(t)
 		s := &supply{left: 2 * maxInFlightPeer, size: 300}
-		o.ready(o.add(s, echoB))
+		o.ready(o.add(&lane{link: s, overlay: echoB}))
 		p := newPump(maxInFlightPeer)
 		for s.read < maxInFlightPeer {
 			p.read(t, o)
@@ -174,7 +173,7 @@ func TestLostCreditExpiresBesideOtherTraffic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newTestOutbox(t)
 		s := &supply{left: 2 * maxInFlightPeer, size: 300}
-		o.ready(o.add(s, echoB))
+		o.ready(o.add(&lane{link: s, overlay: echoB}))
 		p := newPump(maxInFlightPeer)
 		for s.read < maxInFlightPeer {
 			p.read(t, o)
@@ -193,7 +192,7 @@ func TestLostCreditExpiresBesideOtherTraffic(t *testing.T) {
 
 func TestEchoesGoFirstAndAreBounded(t *testing.T) {
 	o := newTestOutbox(t)
-	o.ready(o.add(&supply{left: 3, size: 100}, echoB))
+	o.ready(o.add(&lane{link: &supply{left: 3, size: 100}, overlay: echoB}))
 	for range maxControl + 2 {
 		o.control(make([]byte, echoMinLen))
 	}
@@ -216,7 +215,7 @@ func TestEchoesGoFirstAndAreBounded(t *testing.T) {
 
 func TestRemovedPeerGivesCreditBack(t *testing.T) {
 	o := newTestOutbox(t)
-	l := o.add(&supply{left: 200, size: 100}, echoB)
+	l := o.add(&lane{link: &supply{left: 200, size: 100}, overlay: echoB})
 	o.ready(l)
 	p := newPump(128)
 	n := p.read(t, o)
@@ -251,7 +250,7 @@ func TestClosedOutbox(t *testing.T) {
 // none of its buffers afterwards, but the lengths that it counts.
 func TestBuffersAreNotPinned(t *testing.T) {
 	o := newTestOutbox(t)
-	o.ready(o.add(&supply{left: 2, size: 100}, echoB))
+	o.ready(o.add(&lane{link: &supply{left: 2, size: 100}, overlay: echoB}))
 	p := newPump(2)
 	p.read(t, o)
 	datagrams := [][]byte{p.bufs[0][:160], p.bufs[1][:176]}
@@ -274,7 +273,7 @@ func TestBuffersAreNotPinned(t *testing.T) {
 func TestFillDoesNotAllocate(t *testing.T) {
 	o := newTestOutbox(t)
 	s := &supply{size: 1200}
-	l := o.add(s, echoB)
+	l := o.add(&lane{link: s, overlay: echoB})
 	p := newPump(64)
 	datagrams := make([][]byte, 64)
 	if n := testing.AllocsPerRun(100, func() {
@@ -287,5 +286,48 @@ func TestFillDoesNotAllocate(t *testing.T) {
 		o.sent(datagrams)
 	}); n > 1 { // the list of turns
 		t.Errorf("a batch of 64 packets allocates %v times", n)
+	}
+}
+
+// TestOverlayTakesTurns: the overlay's lane leaves its packets as they are, and
+// neither it nor a peer can keep the other out.
+func TestOverlayTakesTurns(t *testing.T) {
+	o := newTestOutbox(t)
+	there := true
+	o.there = func(netip.Addr) bool { return there }
+	overlay, peer := &supply{left: 10_000, size: 100}, &supply{left: 10_000, size: 100}
+	o.ready(o.add(&lane{link: overlay, bare: true}))
+	o.ready(o.add(&lane{link: peer, overlay: echoB}))
+	o.control(make([]byte, echoMinLen))
+	p := newPump(128)
+	n := p.read(t, o)
+	if p.sizes[0] != echoMinLen {
+		t.Error("an echo did not go first")
+	}
+	for i := 1; i < n; i++ {
+		want := 100
+		if i > quantum {
+			want = shimLen + 100
+		}
+		if p.sizes[i] != want {
+			t.Fatalf("packet %d has %d bytes, want %d", i, p.sizes[i], want)
+		}
+	}
+	if overlay.read != quantum || peer.read != n-1-quantum {
+		t.Errorf("%d packets of the overlay and %d of the peer in a batch of %d", overlay.read, peer.read, n)
+	}
+	for range 6 { // nothing is sent: the overlay has no more credit than a peer
+		o.fill(p.bufs, p.sizes, wgHeader)
+	}
+	if overlay.read > maxInFlightPeer || peer.read > maxInFlightPeer {
+		t.Errorf("%d and %d packets in flight, want at most %d each", overlay.read, peer.read, maxInFlightPeer)
+	}
+
+	there = false
+	o.expire(time.Now().Add(creditExpiry))
+	before := o.inFlight
+	n, _ = o.fill(p.bufs[:quantum], p.sizes, wgHeader)
+	if n != quantum || p.sizes[0] != 0 || o.inFlight != before || o.drops.Count(whyNoSession) != uint64(n) {
+		t.Errorf("%d packets of %d bytes for a peer that is not there, %d in flight", n, p.sizes[0], o.inFlight-before)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,9 +25,8 @@ const shimLen = shim.HeaderLen
 type Peer struct {
 	tunnel   *Tunnel
 	name     string
-	key      wgtypes.Key
-	overlay  netip.Addr
-	initiate bool // it is ours to begin handshakes: we are the connector
+	cur      atomic.Pointer[session] // what we send in
+	initiate bool                    // it is ours to begin handshakes: we are the connector
 
 	network *Network        // the edge's side; nil at a connector
 	stack   *netstack.Stack // the connector's side: this edge's own; else the network's
@@ -45,9 +43,10 @@ type Peer struct {
 	bootBefore atomic.Uint64
 	shared     atomic.Bool // two machines use the peer's key
 	draining   atomic.Bool // the other end takes no new flows
+	held       atomic.Bool // our operator wants none for it
 	left       atomic.Bool // the other end said farewell
 	rebooted   atomic.Bool // news for watch
-	news       atomic.Bool // for OnPeer: draining or shared changed
+	news       atomic.Bool // for OnPeer: draining, held or shared changed
 	moved      atomic.Bool // news for watch: the endpoint changed
 
 	// Watch's own.
@@ -81,13 +80,14 @@ func newPresence() *presence {
 	return p
 }
 
-// errLost is why a dial ends whose connector died under it.
-var errLost = fmt.Errorf("the connector fell silent: %w", netx.ErrNoRoute)
+// errLost is why a dial ends whose peer died under it.
+var errLost = fmt.Errorf("the other end of the tunnel fell silent: %w", netx.ErrNoRoute)
 
 // PeerState is what is known of a peer at a moment.
 type PeerState struct {
 	Alive         bool
-	Draining      bool
+	Draining      bool           // the other end asked for no new flows
+	Held          bool           // SetHeld: our operator wants no new flows there
 	KeyShared     bool           // two machines use this key, in turns
 	Since         time.Time      // when Alive last changed; zero: never alive
 	Heard         time.Time      // last authenticated packet; zero: never
@@ -105,10 +105,13 @@ type PeerState struct {
 func (p *Peer) Name() string { return p.name }
 
 // PublicKey is the peer's public key.
-func (p *Peer) PublicKey() wgtypes.Key { return p.key }
+func (p *Peer) PublicKey() wgtypes.Key { return p.session().key }
 
 // Overlay is the peer's overlay address.
-func (p *Peer) Overlay() netip.Addr { return p.overlay }
+func (p *Peer) Overlay() netip.Addr { return p.session().overlay }
+
+// session is the one that we send in.
+func (p *Peer) session() *session { return p.cur.Load() }
 
 // NetworkName is the name of the peer's network; empty at a connector.
 func (p *Peer) NetworkName() string {
@@ -139,17 +142,26 @@ func (p *Peer) RTT() time.Duration {
 // Draining reports whether the peer asked for no new flows.
 func (p *Peer) Draining() bool { return p.draining.Load() }
 
+// SetHeld says whether our operator wants no new flows for the peer: Pick
+// passes it over then. What it carries goes on.
+func (p *Peer) SetHeld(held bool) {
+	if p.held.Swap(held) != held {
+		p.news.Store(true)
+		p.tunnel.nudge()
+	}
+}
+
 // Flows returns how many flows the peer carries.
 func (p *Peer) Flows() int { return p.nic.Flows() }
 
 // State returns all of it. It asks the device, whose answer for all peers is
 // kept for a second.
 func (p *Peer) State() PeerState {
-	dev := p.tunnel.deviceState()[p.key]
+	dev := p.session().state()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return PeerState{
-		Alive: p.life.alive, Draining: p.draining.Load(), KeyShared: p.shared.Load(), Since: p.life.since,
+		Alive: p.life.alive, Draining: p.draining.Load(), Held: p.held.Load(), KeyShared: p.shared.Load(), Since: p.life.since,
 		Heard: p.lastHeard(), RTT: p.rtt, PathMTU: p.mtu.working, BootID: p.boot.Load(),
 		Endpoint: dev.endpoint, LastHandshake: dev.handshake, RxBytes: dev.rx, TxBytes: dev.tx,
 		Flows: p.nic.Flows(),
@@ -157,38 +169,30 @@ func (p *Peer) State() PeerState {
 }
 
 // newPeer makes the NIC, the lane and the WireGuard peer. endpoint may be zero.
-func (t *Tunnel) newPeer(p *Peer, psk wgtypes.Key, endpoint netip.AddrPort, sources []netip.Addr) error {
-	if err := t.reserve(p); err != nil {
+func (t *Tunnel) newPeer(p *Peer, s *session, endpoint netip.AddrPort, sources []netip.Addr) error {
+	if err := t.reserve(p.name, s.key); err != nil {
 		return err
 	}
+	s.peer = p
+	p.cur.Store(s)
 	p.link = link.New(link.Config{MTU: minInnerMTU, Deferrer: t.deferrer, Ready: func() { t.outbox.ready(p.lane) }})
-	p.lane = t.outbox.add(p.link, p.overlay)
+	p.lane = t.outbox.add(&lane{link: p.link, overlay: s.overlay})
 	nic, err := p.stack.AddNIC(netstack.NICConfig{Name: p.name, Link: p.link, Sources: sources})
 	if err != nil {
 		t.outbox.remove(p.lane)
-		t.release(p)
+		t.release(s.key)
 		return fmt.Errorf("adding a NIC for %q: %w", p.name, err)
 	}
 	p.nic = nic
-	t.byOverlay.Store(p.overlay, p)
-
-	var uapi strings.Builder
-	fmt.Fprintf(&uapi, "public_key=%s\n", hex.EncodeToString(p.key[:]))
-	if psk != (wgtypes.Key{}) {
-		fmt.Fprintf(&uapi, "preshared_key=%s\n", hex.EncodeToString(psk[:]))
-	}
-	if endpoint.IsValid() {
-		fmt.Fprintf(&uapi, "endpoint=%s\n", endpoint)
-	}
-	fmt.Fprintf(&uapi, "replace_allowed_ips=true\nallowed_ip=%s/128\n", p.overlay)
-	if err := t.device.IpcSet(uapi.String()); err != nil {
+	t.byOverlay.Store(s.overlay, s)
+	if err := s.install(endpoint); err != nil {
 		p.Remove()
 		return fmt.Errorf("adding WireGuard peer %q: %w", p.name, err)
 	}
 	t.mu.Lock()
 	closed := t.closed
 	if !closed {
-		t.peers[p.key] = p // visible to watch only now that it is whole
+		t.peers[p] = struct{}{} // visible to watch only now that it is whole
 	}
 	t.mu.Unlock()
 	if closed { // meanwhile
@@ -199,40 +203,19 @@ func (t *Tunnel) newPeer(p *Peer, psk wgtypes.Key, endpoint netip.AddrPort, sour
 	return nil
 }
 
-// reserve claims p's key, so that no two peers share one.
-func (t *Tunnel) reserve(p *Peer) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
-		return ErrClosed
-	}
-	_, known := t.keys[p.key]
-	if known || p.key == t.public {
-		return fmt.Errorf("adding peer %q with key %s: %w", p.name, Abbreviate(p.key), ErrKnownKey)
-	}
-	t.keys[p.key] = struct{}{}
-	return nil
-}
-
-func (t *Tunnel) release(p *Peer) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	delete(t.keys, p.key)
-	delete(t.peers, p.key)
-}
-
 // Remove aborts the peer's flows and forgets it. Later calls do nothing. It
 // must not be called from OnPeer.
 func (p *Peer) Remove() {
 	p.removeOnce.Do(func() {
-		t := p.tunnel
-		t.byOverlay.Delete(p.overlay)
+		t, s := p.tunnel, p.session()
+		t.byOverlay.Delete(s.overlay)
 		if p.network != nil {
 			p.network.forget(p)
 		}
+		t.self.Load().stack.abort(s.overlay)
 		p.nic.Remove()
 		p.link.Close()
-		t.device.RemovePeer([32]byte(p.key))
+		s.uninstall()
 		t.outbox.remove(p.lane)
 		if p.network == nil {
 			p.stack.Close()
@@ -243,15 +226,19 @@ func (p *Peer) Remove() {
 		if p.network == nil {
 			p.stack.Drops(func(_, why string, n uint64) { t.goneStacks.Add(why, n) })
 		}
-		t.release(p)
+		t.mu.Lock()
+		delete(t.peers, p)
+		t.mu.Unlock()
+		t.release(s.key)
 	})
 }
 
 // SetEndpoint changes the UDP address that WireGuard sends to, and calls there
 // at once. Use it at a connector, when its edge's address changed.
 func (p *Peer) SetEndpoint(endpoint netip.AddrPort) error {
+	key := p.PublicKey()
 	err := p.tunnel.device.IpcSet(fmt.Sprintf("public_key=%s\nupdate_only=true\nendpoint=%s\n",
-		hex.EncodeToString(p.key[:]), endpoint))
+		hex.EncodeToString(key[:]), endpoint))
 	if err != nil {
 		return fmt.Errorf("setting the endpoint of %q: %w", p.name, err)
 	}
@@ -265,21 +252,12 @@ func (p *Peer) SetEndpoint(endpoint netip.AddrPort) error {
 	return nil
 }
 
-// renewHandshake forgets the session, so that the next packet begins a new
-// handshake at once; wireguard-go alone would wait up to five seconds.
+// renewHandshake forgets the session, so that the next packet begins another.
 func (p *Peer) renewHandshake() {
 	if !p.forgot {
-		p.forgot, p.shaken = true, p.lastHandshake()
+		p.forgot, p.shaken = true, p.session().lastHandshake()
 	}
-	if wg := p.tunnel.device.LookupPeer([32]byte(p.key)); wg != nil {
-		wg.ExpireCurrentKeypairs()
-	}
-}
-
-// lastHandshake asks the device when the newest session began.
-func (p *Peer) lastHandshake() time.Time {
-	p.tunnel.forgetDeviceState()
-	return p.tunnel.deviceState()[p.key].handshake
+	p.session().forget()
 }
 
 // heardAnew is lastHeard, without what came in a session that renewHandshake
@@ -295,7 +273,7 @@ func (p *Peer) heardAnew() time.Time {
 	p.mu.Lock()
 	since := p.life.since
 	p.mu.Unlock()
-	if heard.After(since) && p.lastHandshake().Equal(p.shaken) {
+	if heard.After(since) && p.session().lastHandshake().Equal(p.shaken) {
 		return time.Time{}
 	}
 	return heard
@@ -303,7 +281,7 @@ func (p *Peer) heardAnew() time.Time {
 
 // ceiling is the largest inner packet that the local route to the peer takes.
 func (p *Peer) ceiling() int {
-	dst := p.tunnel.deviceState()[p.key].endpoint.Addr().Unmap()
+	dst := p.session().state().endpoint.Addr().Unmap()
 	path, overhead := maxPathMTU, outerOverhead4
 	if dst.Is6() {
 		overhead = outerOverhead6
@@ -326,7 +304,7 @@ func (p *Peer) sendEcho(id uint16, size int) {
 	}
 	e := echo{id: id, seq: p.seq, flags: p.tunnel.ourFlags(), boot: p.tunnel.boot, sent: p.tunnel.clock(time.Now())}
 	p.mu.Unlock()
-	p.tunnel.outbox.control(appendEcho(nil, p.tunnel.overlay, p.overlay, e, size))
+	p.tunnel.outbox.control(appendEcho(nil, p.tunnel.Overlay(), p.Overlay(), e, size))
 }
 
 // clock is the time that our echoes carry.

@@ -6,12 +6,12 @@
 // live connector serves the address. A connector adds each of its edges, and
 // gets for each a stack on which it accepts whatever the edge asks for.
 //
-//	  Network "berlin"            Network "tokyo"
-//	   netstack.Stack              netstack.Stack
-//	 NIC      NIC                   NIC             one NIC a connector
-//	link     link                  link             bounded queues
-//	  └────────┴───────── outbox ────┘              turns, credit, the outer header
-//	                        ↓ ↑ admit               outer source → peer → check → its NIC
+//	  Network "berlin"            Network "tokyo"    overlay
+//	   netstack.Stack              netstack.Stack    netstack.Stack   control, enrolment
+//	 NIC      NIC                   NIC                NIC            one NIC a connector
+//	link     link                  link               link            bounded queues
+//	  └────────┴───────── outbox ────┴─────────────────┘              turns, credit, the outer header
+//	                        ↓ ↑ admit                                 outer source → peer → check → its NIC
 //	                  wireguard-go device
 //	                        ↓ ↑
 //	                     one UDP port
@@ -23,6 +23,8 @@
 // into another network, nor for routes that it was not granted, nor for
 // another connector of its own network.
 //
+// A packet without an inner one is the overlay's own: TCP between the overlay
+// addresses (overlay.go), of which a peer reaches one port and no network.
 // Liveness, boot detection and path MTU all are ICMPv6 echoes between overlay
 // addresses (echo.go), which any WireGuard router answers.
 //
@@ -38,13 +40,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/crypto/blake2s"
+	"golang.org/x/time/rate"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
@@ -68,6 +73,11 @@ type Config struct {
 	// default DefaultInnerSources. Both ends must agree on it.
 	InnerSources netip.Prefix
 
+	// ControlPort is the one TCP port of our overlay address that connectors
+	// may reach; 0: none. It is the edge's side: an edge reaches at a connector
+	// only what that dialled.
+	ControlPort uint16
+
 	// OnPeer is told that a peer came up, went down, began or ceased to drain,
 	// or that two machines use its key. It is
 	// called on one goroutine, in order, and must not block or call Close.
@@ -89,8 +99,7 @@ var (
 // called concurrently.
 type Tunnel struct {
 	cfg     Config
-	public  wgtypes.Key
-	overlay netip.Addr
+	self    atomic.Pointer[identity]
 	boot    uint64
 	started time.Time
 	checker checker
@@ -108,7 +117,9 @@ type Tunnel struct {
 	goneLinks  drops.Counter // what the links of peers that are gone had dropped
 	goneStacks drops.Counter // likewise the stacks of networks and edges
 
-	byOverlay sync.Map // netip.Addr → *Peer
+	overlayRate *rate.Limiter // of packets into the overlay's stack, of all peers
+
+	byOverlay sync.Map // netip.Addr → *session
 
 	wake  chan struct{} // capacity 1: a peer has news for watch
 	stop  context.CancelFunc
@@ -119,8 +130,9 @@ type Tunnel struct {
 	answered time.Time
 
 	mu       sync.Mutex
-	keys     map[wgtypes.Key]struct{} // of all peers, those in the making included
-	peers    map[wgtypes.Key]*Peer
+	keys     map[wgtypes.Key]struct{} // of all sessions, those in the making included
+	peers    map[*Peer]struct{}
+	overlays map[*overlayStack]struct{}
 	networks map[string]*Network
 	flags    byte // of our own echoes
 	closed   bool
@@ -135,34 +147,45 @@ func New(cfg Config) (*Tunnel, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	public := cfg.PrivateKey.PublicKey()
 	ctx, stop := context.WithCancel(context.Background())
 	t := &Tunnel{
-		cfg:      cfg,
-		public:   public,
-		overlay:  OverlayAddr(public),
-		boot:     rand.Uint64() | 1, // never 0, which means unknown
-		started:  time.Now(),
-		checker:  checker{sources4: cfg.InnerSources, sources6: InnerSources6},
-		check:    (*Peer).check,
-		shared:   netstack.NewShared(),
+		cfg:     cfg,
+		boot:    rand.Uint64() | 1, // never 0, which means unknown
+		started: time.Now(),
+		checker: checker{sources4: cfg.InnerSources, sources6: InnerSources6},
+		check:   (*Peer).check,
+		shared:  netstack.NewShared(),
+
+		overlayRate: rate.NewLimiter(overlayRateAll, overlayBurstAll),
+
 		deferrer: link.NewDeferrer(maxDeferred),
 		wake:     make(chan struct{}, 1),
 		stop:     stop,
 		keys:     make(map[wgtypes.Key]struct{}),
-		peers:    make(map[wgtypes.Key]*Peer),
+		peers:    make(map[*Peer]struct{}),
+		overlays: make(map[*overlayStack]struct{}),
 		networks: make(map[string]*Network),
 	}
-	t.outbox = newOutbox(t.overlay, uint16(rand.Uint32())|1)
+	public := cfg.PrivateKey.PublicKey()
+	t.outbox = newOutbox(OverlayAddr(public), uint16(rand.Uint32())|1)
+	t.outbox.there = func(a netip.Addr) bool { s := t.sessionAt(a); return s != nil && s.live() }
+	self, err := t.newIdentity(public)
+	if err != nil {
+		stop()
+		t.deferrer.Close()
+		return nil, err
+	}
+	t.self.Store(self)
 	t.bind = bind.New(bind.Config{Listen: cfg.Listen, OnSent: t.outbox.sent, Log: cfg.Log})
 	t.device = device.NewDevice(newWire(t), t.bind, deviceLogger(cfg.Log))
-	err := t.device.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=%d\n", hex.EncodeToString(cfg.PrivateKey[:]), cfg.Listen.Port()))
+	err = t.device.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=%d\n", hex.EncodeToString(cfg.PrivateKey[:]), cfg.Listen.Port()))
 	if err == nil {
 		err = t.device.Up()
 	}
 	if err != nil {
 		stop()
 		t.device.Close()
+		self.stack.close(t)
 		t.deferrer.Close()
 		return nil, fmt.Errorf("starting WireGuard: %w", err)
 	}
@@ -193,10 +216,10 @@ func OverlayAddr(public wgtypes.Key) netip.Addr {
 }
 
 // PublicKey is this end's public key.
-func (t *Tunnel) PublicKey() wgtypes.Key { return t.public }
+func (t *Tunnel) PublicKey() wgtypes.Key { return t.self.Load().public }
 
 // Overlay is this end's overlay address.
-func (t *Tunnel) Overlay() netip.Addr { return t.overlay }
+func (t *Tunnel) Overlay() netip.Addr { return t.self.Load().overlay }
 
 // ListenPort is the UDP port in use.
 func (t *Tunnel) ListenPort() int { return int(t.bind.LocalPort()) }
@@ -234,18 +257,10 @@ func (t *Tunnel) allPeers() []*Peer {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	peers := make([]*Peer, 0, len(t.peers))
-	for _, p := range t.peers {
+	for p := range t.peers {
 		peers = append(peers, p)
 	}
 	return peers
-}
-
-func (t *Tunnel) peerAt(overlay netip.Addr) *Peer {
-	v, ok := t.byOverlay.Load(overlay)
-	if !ok {
-		return nil
-	}
-	return v.(*Peer)
 }
 
 // Drops calls yield with what was dropped, where and why: refused by the
@@ -264,12 +279,16 @@ func (t *Tunnel) Drops(yield func(where, why string, n uint64)) {
 	for _, p := range t.allPeers() {
 		p.link.Drops(func(why string, n uint64) { yield("link", why, n) })
 	}
+	for _, o := range t.overlayStacks() {
+		o.link.Drops(func(why string, n uint64) { yield("link", why, n) })
+	}
 	for _, st := range t.stacks() {
 		st.Drops(yield)
 	}
 }
 
-// stacks returns the stacks of the moment: one a network, or one an edge.
+// stacks returns the stacks of the moment: one a network, or one an edge, and
+// the overlay's.
 func (t *Tunnel) stacks() []*netstack.Stack {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -277,12 +296,21 @@ func (t *Tunnel) stacks() []*netstack.Stack {
 	for _, n := range t.networks {
 		stacks = append(stacks, n.stack)
 	}
-	for _, p := range t.peers {
+	for p := range t.peers {
 		if p.network == nil {
 			stacks = append(stacks, p.stack)
 		}
 	}
+	for o := range t.overlays {
+		stacks = append(stacks, o.stack)
+	}
 	return stacks
+}
+
+func (t *Tunnel) overlayStacks() []*overlayStack {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Collect(maps.Keys(t.overlays))
 }
 
 // leaveGrace bounds how long Close waits for its farewell to be sent.
@@ -308,6 +336,7 @@ func (t *Tunnel) Close() {
 	t.ended.Wait()
 	t.greetAll()
 	t.outbox.flushed(leaveGrace)
+	t.self.Load().stack.close(t)
 	for _, n := range networks {
 		n.Close()
 	}

@@ -80,7 +80,7 @@ func newEdge(t testing.TB, key wgtypes.Key, listen string) *testEdge {
 	t.Helper()
 	e := &testEdge{events: newEvents(), key: key}
 	var err error
-	e.Tunnel, err = New(Config{PrivateKey: key, Listen: netip.MustParseAddrPort(listen), OnPeer: e.onPeer})
+	e.Tunnel, err = New(Config{PrivateKey: key, Listen: netip.MustParseAddrPort(listen), ControlPort: testControl, OnPeer: e.onPeer})
 	if err != nil {
 		t.Fatal(err)
 	}

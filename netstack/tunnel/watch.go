@@ -46,7 +46,7 @@ func (t *Tunnel) greetSilent() {
 		if p.initiate || p.open.Load() {
 			continue
 		}
-		if shaken := t.deviceState()[p.key].handshake; !shaken.Equal(p.greeted) {
+		if shaken := p.session().state().handshake; !shaken.Equal(p.greeted) {
 			p.greeted = shaken
 			p.sendEcho(echoIDLiveness, 0)
 		}
@@ -90,23 +90,15 @@ func (p *Peer) tick(s *pass) {
 	p.mu.Lock()
 	left := p.left.Load()
 	d := p.life.step(now, heard, left, p.initiate)
-	if d.up || p.moved.Swap(false) && p.life.alive {
-		p.mtu.restart(now, s.ceiling(p))
-	}
-	probe := 0
-	if p.life.alive {
-		probe = p.mtu.step(now)
-	}
-	mtu := p.mtu.working
-	news := p.news.Swap(false)
+	alive := p.life.alive
 	p.suspect.Store(p.life.misses > 0)
-	shut := d.down || open && !p.life.alive // the latter: opened by a packet that brings nobody back
 	p.mu.Unlock()
 
-	if shut {
+	if d.down || open && !alive { // the latter: opened by a packet that brings nobody back
 		p.open.Store(false)
 		p.link.SetOpen(false)
 	}
+	probe, mtu := p.stepMTU(s, d.up || p.moved.Swap(false) && alive, alive)
 	if mtu > 0 && int(p.link.MTU()) != mtu {
 		p.link.SetMTU(uint32(mtu))
 		p.nic.MTUChanged()
@@ -115,9 +107,28 @@ func (p *Peer) tick(s *pass) {
 	if probe > 0 {
 		p.sendEcho(echoIDPathMTU, probe+shimLen)
 	}
-	if (d.up || d.down || news) && p.tunnel.cfg.OnPeer != nil {
+	if news := p.news.Swap(false); (d.up || d.down || news) && p.tunnel.cfg.OnPeer != nil {
 		p.tunnel.cfg.OnPeer(p, p.State())
 	}
+}
+
+// stepMTU advances p's path MTU, or begins anew below what the local route
+// takes. It returns the size to probe, or 0, and the MTU in force. It asks the
+// device with p.mu free: the device may be waiting for a Write that needs p.mu.
+func (p *Peer) stepMTU(s *pass, restart, alive bool) (probe, mtu int) {
+	ceiling := 0
+	if restart {
+		ceiling = s.ceiling(p)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if restart {
+		p.mtu.restart(s.now, ceiling)
+	}
+	if alive {
+		probe = p.mtu.step(s.now)
+	}
+	return probe, p.mtu.working
 }
 
 // apply carries out a step's deed.
@@ -126,6 +137,7 @@ func (p *Peer) apply(d deed) {
 		if here := p.here.Load(); here != nil {
 			here.end(errLost)
 		}
+		p.tunnel.self.Load().stack.abort(p.Overlay())
 	}
 	if d.up {
 		p.forgot = false

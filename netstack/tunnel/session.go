@@ -1,0 +1,106 @@
+package tunnel
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"golang.org/x/time/rate"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+)
+
+// session is one WireGuard key that the device knows, and whose packets they
+// are. It does not change: a key that changes hands gets another session.
+type session struct {
+	tunnel  *Tunnel
+	key     wgtypes.Key
+	psk     wgtypes.Key // zero: none
+	overlay netip.Addr
+	peer    *Peer
+	rate    *rate.Limiter // of packets into the overlay's stack
+}
+
+func (t *Tunnel) newSession(key, psk wgtypes.Key) *session {
+	return &session{tunnel: t, key: key, psk: psk, overlay: OverlayAddr(key), rate: rate.NewLimiter(overlayRate, overlayBurst)}
+}
+
+// sessionAt returns the session whose overlay address that is, or nil.
+func (t *Tunnel) sessionAt(overlay netip.Addr) *session {
+	v, ok := t.byOverlay.Load(overlay)
+	if !ok {
+		return nil
+	}
+	return v.(*session)
+}
+
+// live reports whether the other end is there to be spoken to.
+func (s *session) live() bool { return s.peer.open.Load() }
+
+// KeyAt returns the public key whose overlay address that is, where the tunnel
+// knows it.
+func (t *Tunnel) KeyAt(overlay netip.Addr) (key wgtypes.Key, ok bool) {
+	s := t.sessionAt(overlay)
+	if s == nil {
+		return wgtypes.Key{}, false
+	}
+	return s.key, true
+}
+
+// reserve claims key, so that no two sessions share one.
+func (t *Tunnel) reserve(name string, key wgtypes.Key) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return ErrClosed
+	}
+	_, known := t.keys[key]
+	if known || key == t.PublicKey() {
+		return fmt.Errorf("adding peer %q with key %s: %w", name, Abbreviate(key), ErrKnownKey)
+	}
+	t.keys[key] = struct{}{}
+	return nil
+}
+
+func (t *Tunnel) release(key wgtypes.Key) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.keys, key)
+}
+
+// install makes the session's WireGuard peer; endpoint may be zero. Its only
+// AllowedIPs is its overlay address: so WireGuard vouches for the outer source.
+func (s *session) install(endpoint netip.AddrPort) error {
+	var uapi strings.Builder
+	fmt.Fprintf(&uapi, "public_key=%s\n", hex.EncodeToString(s.key[:]))
+	if s.psk != (wgtypes.Key{}) {
+		fmt.Fprintf(&uapi, "preshared_key=%s\n", hex.EncodeToString(s.psk[:]))
+	}
+	if endpoint.IsValid() {
+		fmt.Fprintf(&uapi, "endpoint=%s\n", endpoint)
+	}
+	fmt.Fprintf(&uapi, "replace_allowed_ips=true\nallowed_ip=%s/128\n", s.overlay)
+	return s.tunnel.device.IpcSet(uapi.String())
+}
+
+// uninstall removes the WireGuard peer: what it sends is not even decrypted
+// from now on.
+func (s *session) uninstall() { s.tunnel.device.RemovePeer([32]byte(s.key)) }
+
+// forget makes the next packet begin a new handshake at once; wireguard-go
+// alone would wait up to five seconds.
+func (s *session) forget() {
+	if wg := s.tunnel.device.LookupPeer([32]byte(s.key)); wg != nil {
+		wg.ExpireCurrentKeypairs()
+	}
+}
+
+// state is what the device knows of the session, at most a second old.
+func (s *session) state() wgState { return s.tunnel.deviceState()[s.key] }
+
+// lastHandshake asks the device when the newest keys were agreed on.
+func (s *session) lastHandshake() time.Time {
+	s.tunnel.forgetDeviceState()
+	return s.state().handshake
+}
