@@ -167,7 +167,7 @@ func (in *inspection) page(id uint64) ([]byte, error) {
 	return page, err
 }
 
-// tree checks a page and what it leads to. Its keys are at least low and less
+// tree checks a page and what it leads to. Its first key is low and all are less
 // than high, where those are not nil.
 func (in *inspection) tree(id uint64, low, high []byte) error {
 	page, err := in.page(id)
@@ -186,10 +186,9 @@ func (in *inspection) tree(id uint64, low, high []byte) error {
 func (in *inspection) branch(id uint64, page, low, high []byte) error {
 	count := int(binary.NativeEndian.Uint16(page[10:]))
 	keys := make([][]byte, count, count+1)
-	for i := range count {
+	for i, end := 0, pageHeader+count*element; i < count; i++ {
 		e := pageHeader + i*element
-		var ok bool
-		if keys[i], _, ok = cut(page, e, e, 0); !ok {
+		if keys[i], _, end = cut(page, e, e, 0, end); end < 0 {
 			return damaged("it is damaged (page %d)", id)
 		}
 	}
@@ -208,18 +207,18 @@ func (in *inspection) branch(id uint64, page, low, high []byte) error {
 
 func (in *inspection) leaf(id uint64, page, low, high []byte) error {
 	count := int(binary.NativeEndian.Uint16(page[10:]))
+	if pageHeader+count*element > len(page) {
+		return damaged("it is damaged (page %d)", id)
+	}
 	keys := make([][]byte, count)
-	for i := range count {
+	for i, end := 0, pageHeader+count*element; i < count; i++ {
 		e := pageHeader + i*element
-		if e+element > len(page) {
-			return damaged("it is damaged (page %d)", id)
-		}
-		key, value, ok := cut(page, e, e+4, binary.NativeEndian.Uint32(page[e+12:]))
+		var value []byte
+		keys[i], value, end = cut(page, e, e+4, binary.NativeEndian.Uint32(page[e+12:]), end)
 		flags := binary.NativeEndian.Uint32(page[e:])
-		if !ok || flags&^bucketLeaf != 0 {
+		if end < 0 || flags&^bucketLeaf != 0 {
 			return damaged("it is damaged (page %d)", id)
 		}
-		keys[i] = key
 		if flags&bucketLeaf == 0 {
 			continue
 		}
@@ -249,32 +248,40 @@ func (in *inspection) bucket(id uint64, value []byte) error {
 }
 
 // cut returns the key of the element at e, and the value of that size behind
-// it. The element's pos and its key's size are at field.
-func cut(page []byte, e, field int, valueSize uint32) (key, value []byte, ok bool) {
+// it, neither of which lies before start, and where the value ends; -1 where
+// that cannot be. The element's pos and its key's size are at field.
+func cut(page []byte, e, field int, valueSize uint32, start int) (key, value []byte, end int) {
 	if e+element > len(page) {
-		return nil, nil, false
+		return nil, nil, -1
 	}
-	start := uint64(e) + uint64(binary.NativeEndian.Uint32(page[field:]))
-	middle := start + uint64(binary.NativeEndian.Uint32(page[field+4:]))
-	end := middle + uint64(valueSize)
-	if end > uint64(len(page)) {
-		return nil, nil, false
+	first := uint64(e) + uint64(binary.NativeEndian.Uint32(page[field:]))
+	middle := first + uint64(binary.NativeEndian.Uint32(page[field+4:]))
+	last := middle + uint64(valueSize)
+	if first < uint64(start) || last > uint64(len(page)) {
+		return nil, nil, -1
 	}
-	return page[start:middle], page[middle:end], true
+	return page[first:middle], page[middle:last], int(last)
 }
 
-// ordered reports whether each key is greater than the one before, none is less
-// than low and all are less than high, where that is not nil.
+// ordered reports whether each key is greater than the one before and none is
+// empty, and where those are not nil, the first is low and all are less than
+// high.
 func ordered(keys [][]byte, low, high []byte) bool {
-	for i, key := range keys {
-		if i == 0 && bytes.Compare(key, low) < 0 || i > 0 && bytes.Compare(keys[i-1], key) >= 0 {
+	before := []byte{}
+	for _, key := range keys {
+		if bytes.Compare(before, key) >= 0 {
 			return false
 		}
+		before = key
 	}
-	return len(keys) == 0 || high == nil || bytes.Compare(keys[len(keys)-1], high) < 0
+	if len(keys) == 0 {
+		return low == nil
+	}
+	return (low == nil || bytes.Equal(keys[0], low)) && (high == nil || bytes.Compare(keys[len(keys)-1], high) < 0)
 }
 
-// freelist checks that no page is both free and in use.
+// freelist checks that no page is both free and in use. One that is neither is
+// lost room and no danger.
 func (in *inspection) freelist(id uint64) error {
 	page, err := in.page(id)
 	if err != nil {

@@ -82,15 +82,23 @@ func contents(t testing.TB, s *Store, kinds ...string) map[string]string {
 // check has bbolt look at the whole file.
 func check(t testing.TB, s *Store) {
 	t.Helper()
+	for _, problem := range problems(t, s) {
+		t.Errorf("bbolt's check: %s", problem)
+	}
+}
+
+func problems(t testing.TB, s *Store) (list []string) {
+	t.Helper()
 	err := s.db.View(func(b *bbolt.Tx) error {
 		for err := range b.Check() {
-			t.Errorf("bbolt's check: %v", err)
+			list = append(list, err.Error())
 		}
 		return nil
 	})
 	if err != nil {
 		t.Error(err)
 	}
+	return list
 }
 
 func TestRecordsOutliveTheProcess(t *testing.T) {
