@@ -89,7 +89,7 @@ func (in record) sound() bool {
 	}
 	distinct := make(map[wire.Key]bool)
 	for _, key := range in.Bootstrap {
-		distinct[key] = key.Key != wgtypes.Key{}
+		distinct[key] = true
 	}
 	return err == nil && len(id) == len(wire.TokenID{}) && in.ID == strings.ToLower(in.ID) &&
 		len(in.Bootstrap) == keys && len(distinct) == keys && !distinct[wire.Key{}] &&

@@ -112,7 +112,7 @@ func (r *Registry) CreateToken(req TokenRequest) (Created, error) {
 	made := wire.NewToken(req.Reusable, edges)
 	text, err := made.Text()
 	if err != nil {
-		return Created{}, fail(BadRequest, "making a token: %w", err)
+		return Created{}, fail(BadRequest, "creating a token: %w", err)
 	}
 	t := &token{rec: tokenRecord{
 		ID: made.ID.String(), Name: req.Name, Network: req.Network, Routes: slices.Clone(req.Routes),
