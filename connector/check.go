@@ -9,6 +9,7 @@ import (
 
 	"github.com/warrenmesh/warren/connector/guard"
 	"github.com/warrenmesh/warren/connector/origin"
+	"github.com/warrenmesh/warren/connector/state"
 	"github.com/warrenmesh/warren/host"
 )
 
@@ -29,9 +30,10 @@ type Problem struct {
 func (p Problem) String() string { return fmt.Sprintf("%s = %q: %s", p.Path, p.Value, p.Hint) }
 
 // Check looks at the spec and at this machine, as `warren connector check`
-// does: the spec's own problems, the private key's file, whether the names of
-// edges and aliases resolve, and whether the guard lets the aliases be used.
-// It changes nothing and sends nothing but DNS queries. No problem: nil.
+// does: the spec's own problems, the private key's file, the state directory,
+// whether there is an edge to join, whether the names of edges and aliases
+// resolve, and whether the guard lets the aliases be used. It changes nothing
+// and sends nothing but DNS queries. No problem: nil.
 func Check(ctx context.Context, spec Spec, resolver Resolver) []Problem {
 	c := checker{spec: spec, resolver: resolver, guard: guard.New(spec.Guard)}
 	spec.Validate(c.report)
@@ -39,6 +41,7 @@ func Check(ctx context.Context, spec Spec, resolver Resolver) []Problem {
 		return c.problems // what follows would trip over the same things
 	}
 	c.checkKey()
+	c.checkState()
 	for i, e := range spec.Edges {
 		c.checkEdge(ctx, fmt.Sprintf("edge[%d].url", i), e)
 	}
@@ -68,6 +71,25 @@ func (c *checker) checkKey() {
 		c.report("connector.private_key_file", c.spec.PrivateKeyFile, err.Error())
 	case !errors.Is(err, fs.ErrNotExist): // the first run makes it
 		c.report("connector.state_dir", c.spec.StateDir, err.Error())
+	}
+}
+
+// checkState looks at the state directory, where something is to be kept in
+// it, and for an edge.
+func (c *checker) checkState() {
+	s := c.spec
+	if s.StateDir == "" {
+		return // all that there is was declared
+	}
+	saved, err := state.Look(s.StateDir)
+	if err == nil && (s.PrivateKeyFile == "" || s.hasToken() || len(s.Edges) == 0) {
+		err = host.CheckDir(s.StateDir)
+	}
+	switch {
+	case err != nil:
+		c.report("connector.state_dir", s.StateDir, err.Error())
+	case len(saved)+len(s.Edges) == 0 && !s.hasToken():
+		c.report("edge", "", "none is declared, and none is known in "+s.StateDir+": add an [[edge]], name a token_file, or run with a token first")
 	}
 }
 

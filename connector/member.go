@@ -190,7 +190,3 @@ func (e *edge) register(ctx context.Context) (wire.EnrollAnswer, error) {
 	e.remember(func(*state.Edge) {})
 	return answer, nil
 }
-
-func (c *Connector) enrolAt(context.Context, EdgeSpec, wgtypes.Key) (wire.EnrollAnswer, error) {
-	return wire.EnrollAnswer{}, errors.New("not yet")
-}

@@ -1,13 +1,14 @@
 // Package config turns connector.toml into what a connector takes: its Spec.
 //
-//	cfg, err := config.Load(os.Getenv, "connector.toml")
+//	cfg, err := config.Load(os.Getenv, "connector.toml") // or Default, without a file
+//	err = cfg.ReadToken()                                // or UseToken
 //	err = connector.Run(ctx, cfg.Spec, …)
 //
 // The error of Load lists every problem with its file, line, key path, value
 // and hint. Load must never touch the machine beyond reading the files that it
-// is given and asking for the host's name, so that `warren connector check`
-// says the same in anyone's CI; and a key that this version does not serve is
-// always an error, never ignored.
+// is given and asking for the host's name, so that it says the same in anyone's
+// CI; secrets are read by ReadToken and Run, and looked at by Check. A key that
+// this version does not serve is always an error, never ignored.
 package config
 
 import (
@@ -37,6 +38,8 @@ type Env func(key string) string
 // Config is a whole connector, checked and with its defaults.
 type Config struct {
 	Spec connector.Spec
+	// TokenFile is where ReadToken reads the token; "": there is none.
+	TokenFile string
 	// LogLevel is the least severe line that the connector writes.
 	LogLevel slog.Level
 
@@ -49,7 +52,7 @@ type file struct {
 	Version int `toml:"version" default:"1"`
 
 	Connector connectorTable `toml:"connector"`
-	Edge      []edgeTable    `toml:"edge" required:"true" hint:"add an [[edge]] with the public_key and the url of an edge"`
+	Edge      []edgeTable    `toml:"edge"`
 	Alias     []aliasTable   `toml:"alias"`
 	Guard     guardTable     `toml:"guard"`
 	Limits    limitsTable    `toml:"limits"`
@@ -59,12 +62,14 @@ type file struct {
 
 // connectorTable is [connector].
 type connectorTable struct {
-	// Name is what log lines call this connector. Default: the host's name.
+	// Name is what log lines call this connector, and what it would be called
+	// where it enrols; the token and the edge have the last word there.
+	// Default: the host's name.
 	Name string `toml:"name"`
 	// StateDir holds the private key where private_key_file names no other
-	// place, mode 0700. A relative path starts at the directory of the file
-	// that names it. Default: $STATE_DIRECTORY, else
-	// $XDG_STATE_HOME/warren-connector, else
+	// place, and the edges at which the connector has enrolled, mode 0700. A
+	// relative path starts at the directory of the file that names it. Default:
+	// $STATE_DIRECTORY, else $XDG_STATE_HOME/warren-connector, else
 	// $HOME/.local/state/warren-connector.
 	StateDir string `toml:"state_dir"`
 	// PrivateKeyFile holds the WireGuard private key in base64, mode 0600. It
@@ -72,15 +77,20 @@ type connectorTable struct {
 	// that is set, else beside the file that names it. Default:
 	// state_dir/connector.key, made on the first run.
 	PrivateKeyFile string `toml:"private_key_file"`
+	// TokenFile holds a token, mode 0600, with which the connector enrols at
+	// the token's edges on its first run. It is read at the start; once the
+	// connector has enrolled it may be gone. A relative path is looked up as
+	// that of private_key_file. Default: none.
+	TokenFile string `toml:"token_file"`
+	// Token is refused: a config is no place for a secret.
+	Token inlineToken `toml:"token" hidden:"true"`
 	// Drain is how long live flows may go on after the first SIGTERM. "0s"
 	// waits for none. Default: 30s; up to 24h.
 	Drain time.Duration `toml:"drain" default:"30s" range:"0s..24h"`
-
-	TokenFile strict.Unsupported `toml:"token_file" hint:"declare the connector: a [[connector]] with its public key in edge.toml, and an [[edge]] here"`
-	Token     strict.Unsupported `toml:"token" hint:"declare the connector: a [[connector]] with its public key in edge.toml, and an [[edge]] here"`
 }
 
-// edgeTable is an [[edge]] that the connector joins.
+// edgeTable is an [[edge]] that knows the connector by its key: a
+// [[connector]] there declares it. Those of a token need no table.
 type edgeTable struct {
 	// PublicKey is the edge's WireGuard public key in base64.
 	PublicKey key `toml:"public_key" required:"true" hidden:"true" hint:"write what the edge prints at its start"`
@@ -144,13 +154,28 @@ func Load(env Env, paths ...string) (*Config, error) {
 	return Parse(env, sources...)
 }
 
+// Default is the Config of a connector without a file: its edges come from a
+// token, or from its state directory, which is "" where the environment names
+// none.
+func Default(env Env) *Config {
+	doc := strict.Parse()
+	var f file
+	doc.Fill(&f)
+	return &Config{doc: doc, LogLevel: f.Log.level(), Spec: f.spec(doc, env)}
+}
+
 // Parse builds a Config from texts. The error is a strict.Problems.
 func Parse(env Env, sources ...strict.Source) (*Config, error) {
 	doc := strict.Parse(sources...)
 	var f file
 	doc.Fill(&f)
 	f.checkVersion(doc)
-	cfg := &Config{doc: doc, LogLevel: f.Log.level(), Spec: f.spec(doc, env)}
+	cfg := &Config{
+		doc:       doc,
+		LogLevel:  f.Log.level(),
+		Spec:      f.spec(doc, env),
+		TokenFile: resolveSecret(doc, env, "connector.token_file", f.Connector.TokenFile),
+	}
 	if !doc.Broken() {
 		cfg.Spec.Validate(reporter(doc))
 		f.checkGuard(doc)

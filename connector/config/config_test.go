@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -44,6 +45,7 @@ const full = `version = 1
 name = "berlin-1"
 state_dir = "/var/lib/warren-connector"
 private_key_file = "/etc/warren/connector.key"
+token_file = "/etc/warren/token"
 drain = "5s"
 
 [[edge]]
@@ -97,8 +99,8 @@ func TestFull(t *testing.T) {
 		cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
 		t.Error(diff)
 	}
-	if got.LogLevel != slog.LevelWarn {
-		t.Errorf("level = %v", got.LogLevel)
+	if got.LogLevel != slog.LevelWarn || got.TokenFile != "/etc/warren/token" {
+		t.Errorf("level = %v, token file = %q", got.LogLevel, got.TokenFile)
 	}
 }
 
@@ -112,12 +114,13 @@ func TestDefaults(t *testing.T) {
 		name, text string
 		env        Env
 		state, key string
+		token      string
 	}{
-		{"home", "", home, "/home/op/.local/state/warren-connector", ""},
-		{"XDG", "", env("HOME", "/h", "XDG_STATE_HOME", "/x"), "/x/warren-connector", ""},
-		{"systemd", "", env("HOME", "/h", "STATE_DIRECTORY", "/var/lib/w:/b"), "/var/lib/w", ""},
-		{"beside the file", "[connector]\nstate_dir = 's'\nprivate_key_file = 'k'\n", home, "/etc/warren/s", "/etc/warren/k"},
-		{"credentials", "[connector]\nprivate_key_file = 'k'\n", env("HOME", "/h", "CREDENTIALS_DIRECTORY", "/cred"), "/h/.local/state/warren-connector", "/cred/k"},
+		{"home", "", home, "/home/op/.local/state/warren-connector", "", ""},
+		{"XDG", "", env("HOME", "/h", "XDG_STATE_HOME", "/x"), "/x/warren-connector", "", ""},
+		{"systemd", "", env("HOME", "/h", "STATE_DIRECTORY", "/var/lib/w:/b"), "/var/lib/w", "", ""},
+		{"beside the file", "[connector]\nstate_dir = 's'\nprivate_key_file = 'k'\ntoken_file = 't'\n", home, "/etc/warren/s", "/etc/warren/k", "/etc/warren/t"},
+		{"credentials", "[connector]\nprivate_key_file = 'k'\ntoken_file = 't'\n", env("HOME", "/h", "CREDENTIALS_DIRECTORY", "/cred"), "/h/.local/state/warren-connector", "/cred/k", "/cred/t"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			cfg, err := parseText(tt.env, tt.text+least)
@@ -125,8 +128,8 @@ func TestDefaults(t *testing.T) {
 				t.Fatal(err)
 			}
 			s := cfg.Spec
-			if s.StateDir != tt.state || s.PrivateKeyFile != tt.key || s.Name != host {
-				t.Errorf("state %q, key %q, name %q", s.StateDir, s.PrivateKeyFile, s.Name)
+			if s.StateDir != tt.state || s.PrivateKeyFile != tt.key || cfg.TokenFile != tt.token || s.Name != host {
+				t.Errorf("state %q, key %q, token %q, name %q", s.StateDir, s.PrivateKeyFile, cfg.TokenFile, s.Name)
 			}
 			if s.UDPIdle != connector.DefaultUDPIdle || s.Grace != connector.DefaultGrace ||
 				s.MaxTCPFlows != connector.DefaultMaxTCPFlows || s.MaxUDPFlows != connector.DefaultMaxUDPFlows {
@@ -144,15 +147,15 @@ func TestNoDrain(t *testing.T) {
 }
 
 func TestProblems(t *testing.T) {
-	const declare = "declare the connector: a [[connector]] with its public key in edge.toml, and an [[edge]] here"
+	const inFile = "a secret has no place in a config; write the token into a file with mode 0600 and name that in token_file"
 	for _, tt := range []struct {
 		name, text string
 		want       []string
 	}{
-		{"empty", "", []string{`1: edge: missing; add an [[edge]] with the public_key and the url of an edge`}},
 		{"newer version", "version = 2\n" + least, []string{"1: version: 2: this release reads version 1; install a later release of warren"}},
-		{"token", "[connector]\ntoken_file = '/t'\n" + least, []string{"2: connector.token_file: not supported by this version; " + declare}},
-		{"token as a secret", "[connector]\ntoken = 'wrn1_secret'\n" + least, []string{"2: connector.token: not supported by this version; " + declare}},
+		{"token in the file", "[connector]\ntoken = 'wrn1_secret'\n" + least, []string{"2: connector.token: " + inFile}},
+		{"token of another type", "[connector]\ntoken = ['wrn1_secret']\n" + least, []string{"2: connector.token: expected a string, not a list; write one value without brackets"}},
+		{"token in a wrong place", "token = 'wrn1_secret'\n" + least, []string{"1: token: unknown key; it belongs into [connector]"}},
 		{"bad key is not shown", "[[edge]]\npublic_key = 'hunter2'\nurl = 'a.example:1'", []string{"2: edge[0].public_key: not a WireGuard key; write the 44 characters that `warren pubkey` prints"}},
 		{"bad url", least + "[[edge]]\npublic_key = 'mKtXlLhCGVCRg3ZVBVB0fkbUbb8sMVKpXKQ9qU1XOGM='\nurl = 'fra2.example.net'", []string{
 			`6: edge[1].url: "fra2.example.net": want a host and a port, such as fra1.example.net:51820`}},
@@ -194,6 +197,20 @@ func TestNoPlaceForState(t *testing.T) {
 	}
 }
 
+// TestNoEdges: a token, or the state directory, may know them.
+func TestNoEdges(t *testing.T) {
+	cfg, err := parseText(home, "")
+	if err != nil || len(cfg.Spec.Edges) != 0 {
+		t.Fatal(cfg, err)
+	}
+	if byDefault := Default(home); !reflect.DeepEqual(cfg.Spec, byDefault.Spec) || cfg.LogLevel != byDefault.LogLevel {
+		t.Errorf("an empty file gives %+v, Default %+v", cfg.Spec, byDefault.Spec)
+	}
+	if dir := Default(env()).Spec.StateDir; dir != "" {
+		t.Errorf("without an environment the state is in %q", dir)
+	}
+}
+
 func TestLocate(t *testing.T) {
 	cfg, err := parseText(home, full)
 	if err != nil {
@@ -203,7 +220,7 @@ func TestLocate(t *testing.T) {
 		t.Errorf("nothing found, but %v", err)
 	}
 	err = cfg.Locate([]connector.Problem{{Path: "alias[0].to", Value: "x", Hint: "the name does not resolve"}})
-	want := `/etc/warren/connector.toml:14: alias[0].to: "postgres.default.svc:5432": the name does not resolve`
+	want := `/etc/warren/connector.toml:15: alias[0].to: "postgres.default.svc:5432": the name does not resolve`
 	if err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}

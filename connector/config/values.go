@@ -18,7 +18,13 @@ type (
 	service struct{ origin.Service }
 	target  struct{ origin.Target }
 	rule    struct{ guard.Rule }
+
+	inlineToken struct{}
 )
+
+func (*inlineToken) UnmarshalText([]byte) error {
+	return strict.Reject("a secret has no place in a config", "write the token into a file with mode 0600 and name that in token_file")
+}
 
 func (k *key) UnmarshalText(text []byte) error {
 	parsed, err := strict.ParseKey(string(text))

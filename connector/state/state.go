@@ -104,10 +104,13 @@ func Open(path string) (*Dir, error) {
 	return d, nil
 }
 
-// Look returns the edges in a state directory that this process need not hold,
-// and refuses what Open would. A directory that is not there yet has none. It
+// Look returns the edges in a state directory that this process need not hold:
+// none where nothing was ever saved there. Its errors are Open's, and it
 // changes nothing.
 func Look(path string) ([]Edge, error) {
+	if _, err := os.Stat(filepath.Join(path, fileName)); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	if err := host.CheckDir(path); err != nil {
 		return nil, err
 	}

@@ -226,7 +226,7 @@ func TestOpenRefuses(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), path) {
 				t.Fatalf("Open fails with %v\nwant %q and the file's name", err, tt.want)
 			}
-			if looked == nil || looked.Error() != err.Error() {
+			if tt.file == fileName && (looked == nil || looked.Error() != err.Error()) {
 				t.Errorf("Look fails with %v, Open with %v", looked, err)
 			}
 			if strings.Contains(err.Error(), key.String()[:12]) {
@@ -264,6 +264,17 @@ func TestLookChangesNothing(t *testing.T) {
 	}
 	if _, err := os.Stat(path); err == nil {
 		t.Error("Look made the directory")
+	}
+	// One that others may enter is refused where there is something in it.
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if edges, err := Look(path); err != nil || edges != nil {
+		t.Errorf("Look = %v, %v", edges, err)
+	}
+	write(t, filepath.Join(path, fileName), `{"version":1}`, 0o600)
+	if _, err := Look(path); err == nil || !strings.Contains(err.Error(), "everybody on this machine has access (mode 0755): run chmod 700 "+path) {
+		t.Errorf("Look fails with %v", err)
 	}
 }
 
