@@ -27,10 +27,12 @@ func newConnectorInit(p *program) *cobra.Command {
 	var first firstConnector
 	c := &cobra.Command{
 		Use:   "init [DIR]",
-		Short: "Write a first connector.toml and its key, and print what the edge must know",
+		Short: "Write a first connector.toml and its key for an edge that declares its connectors",
 		Long: `Write a first connector.toml, with every key explained, and connector.key, a new
 private key, beside it. Then print the [[connector]] table that makes the edge
-know it. A file that is there already is left alone.`,
+know it. A file that is there already is left alone.
+
+A connector that comes with a token needs none of this: see warren token create.`,
 		Example: "  warren connector init --edge fra1.example.net:51820 --edge-key PUBLIC_KEY --network berlin --route 10.0.0.0/16",
 		Args:    cobra.MaximumNArgs(1),
 	}

@@ -32,14 +32,23 @@ func defaultConfig(kind string) string { return "/etc/warren/" + kind + ".toml" 
 
 // paths returns the config files that are meant, or says where it looked.
 func (f *daemonFlags) paths(c *cobra.Command, kind string) ([]string, error) {
+	paths := f.given(kind)
+	if paths == nil {
+		return nil, wrongUsage(c, "looking for a config: none is given with -c, and there is no %s: write one with `warren %s init`, or name yours with -c", defaultConfig(kind), kind)
+	}
+	return paths, nil
+}
+
+// given returns the config files that are meant, nil where there are none.
+func (f *daemonFlags) given(kind string) []string {
 	if len(f.configs) > 0 {
-		return f.configs, nil
+		return f.configs
 	}
 	path := defaultConfig(kind)
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		return nil, wrongUsage(c, "looking for a config: none is given with -c, and there is no %s: write one with `warren %s init`, or name yours with -c", path, kind)
+		return nil
 	}
-	return []string{path}, nil
+	return []string{path}
 }
 
 // newLog makes the daemon's own log: text for people, or JSON lines.

@@ -78,7 +78,7 @@ func cmdDaemon(ts *testscript.TestScript, _ bool, args []string) {
 // environment is what a script's programs see.
 func environment(ts *testscript.TestScript) []string {
 	var env []string
-	for _, key := range []string{"PATH", "HOME", "TMPDIR", "WORK", "WARREN_SOCKET", "NOTIFY_SOCKET"} {
+	for _, key := range []string{"PATH", "HOME", "TMPDIR", "WORK", "WARREN_SOCKET", "WARREN_STATE_DIR", "WARREN_TOKEN", "NOTIFY_SOCKET"} {
 		if value := ts.Getenv(key); value != "" {
 			env = append(env, key+"="+value)
 		}

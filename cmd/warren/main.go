@@ -3,7 +3,8 @@
 // does.
 //
 //	warren edge run -c edge.toml
-//	warren connector run -c connector.toml
+//	warren token create --network berlin --routes 10.0.0.0/16
+//	warren connector run --token-file token
 //	warren status
 //
 // A command turns flags and the environment into one call of a daemon or of
@@ -22,7 +23,11 @@ import (
 
 func main() {
 	os.Exit(run(context.Background(), program{
-		args: os.Args[1:], env: os.Getenv,
+		args: os.Args[1:], env: os.Getenv, unsetenv: unsetenv,
 		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
 	}))
 }
+
+// unsetenv takes a variable from the environment of this process and of its
+// children. It fails for no name that a program writes.
+func unsetenv(key string) { _ = os.Unsetenv(key) }

@@ -20,8 +20,9 @@ An edge, on a public machine, listens for apps; connectors, inside private
 networks, dial out to it and need no open port.
 
 Begin with:
-  warren edge init         writes a first edge.toml
-  warren connector init    writes a first connector.toml`,
+  warren edge init                                    on the public machine: writes a first edge.toml
+  warren token create --network NAME --routes PREFIX  there, once the edge runs: prints what to run
+  warren connector run --token TOKEN                  in the private network`,
 		Version:           thisBuild().Version,
 		SilenceErrors:     true, // run writes them, once
 		SilenceUsage:      true,

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/warrenmesh/warren/configs/strict"
+	"github.com/warrenmesh/warren/connector"
 	"github.com/warrenmesh/warren/edge/admin/client"
 )
 
@@ -15,6 +16,7 @@ import (
 type program struct {
 	args           []string // without the program's name
 	env            func(string) string
+	unsetenv       func(string)
 	stdin          io.Reader
 	stdout, stderr io.Writer
 }
@@ -24,7 +26,7 @@ const (
 	exitDone    = 0
 	exitFailed  = 1
 	exitUsage   = 2
-	exitRefused = 3 // by the edge: the same again has the same answer
+	exitRefused = 3 // by an edge, mostly: the same again has the same answer
 )
 
 // run runs one command to its end and returns the exit code.
@@ -41,12 +43,15 @@ func run(ctx context.Context, p program) int {
 // exitCode is what err means to a script.
 func exitCode(err error) int {
 	var usage *usageError
+	var useless *uselessError
 	var refusal *client.Error
 	switch {
 	case err == nil:
 		return exitDone
 	case errors.As(err, &usage):
 		return exitUsage
+	case errors.As(err, &useless), errors.Is(err, connector.ErrRefused):
+		return exitRefused
 	case errors.As(err, &refusal):
 		switch refusal.Code {
 		case client.CodeRefused, client.CodeNotFound, client.CodeBadRequest:
@@ -88,6 +93,12 @@ type usageError struct {
 
 func (e *usageError) Error() string { return e.err.Error() }
 func (e *usageError) Unwrap() error { return e.err }
+
+// uselessError is a failure that the same command will have again.
+type uselessError struct{ err error }
+
+func (e *uselessError) Error() string { return e.err.Error() }
+func (e *uselessError) Unwrap() error { return e.err }
 
 // toldError is a failure of which the command's own output has told already.
 type toldError struct{ why string }

@@ -58,7 +58,7 @@ func commandFed(t *testing.T, stdin string, env map[string]string, args ...strin
 	t.Helper()
 	var out, complaints strings.Builder
 	code = run(t.Context(), program{
-		args: args, env: func(key string) string { return env[key] },
+		args: args, env: func(key string) string { return env[key] }, unsetenv: func(key string) { delete(env, key) },
 		stdin: strings.NewReader(stdin), stdout: &out, stderr: &complaints,
 	})
 	return code, out.String(), complaints.String()

@@ -49,6 +49,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Values["T"] = env.T()
 			env.Values["daemons"] = &daemons{byName: map[string]*background{}}
+			env.Values["minted"] = new(minted)
 			env.Setenv("HOME", filepath.Join(env.WorkDir, "home"))
 			return nil
 		},
@@ -63,9 +64,11 @@ var scriptCommands = map[string]func(ts *testscript.TestScript, neg bool, args [
 	"fill":     cmdFill,
 	"freeport": cmdFreePort,
 	"get":      cmdGet,
+	"hidden":   cmdHidden,
 	"hold":     cmdHold,
 	"keys":     cmdKeys,
 	"manager":  cmdManager,
+	"mint":     cmdMint,
 	"needs":    cmdNeeds,
 	"open":     cmdOpen,
 	"serve":    cmdServe,
