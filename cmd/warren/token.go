@@ -43,14 +43,14 @@ the hour unless it is told otherwise; a connector that has enrolled needs it no
 more.`,
 		Example: `  warren token create --network berlin --routes 10.0.0.0/16
   warren token create --network berlin --routes 10.0.0.0/16,10.1.0.0/16 --name berlin-1 --ttl 24h
-  warren token create --network berlin --routes 10.0.0.0/16 --ephemeral --quiet > token`,
+  (umask 077; warren token create --network berlin --routes 10.0.0.0/16 --ephemeral --quiet > token)`,
 		Args: cobra.NoArgs,
 	}
 	var f tokenFlags
 	c.Flags().StringVar(&f.request.Network, "network", "", "`network` that the connector stands in")
 	c.Flags().StringSliceVar(&f.routes, "routes", nil, "`prefixes` behind it, as in 10.0.0.0/16,10.1.0.0/16; may be repeated")
 	c.Flags().StringVar(&f.request.Name, "name", "", "`name` of the connector (default: the one that it asks for, else its host's)")
-	c.Flags().DurationVar(&f.ttl, "ttl", client.DefaultTokenTTL, "how `long` connectors can enrol with it, at least 1m")
+	c.Flags().DurationVar(&f.ttl, "ttl", client.DefaultTokenTTL, "`duration` for which connectors can enrol with it, at least 1m")
 	c.Flags().BoolVar(&f.request.Reusable, "reusable", false, "let any number of connectors enrol with it")
 	c.Flags().BoolVar(&f.request.Ephemeral, "ephemeral", false, "as --reusable, and forget each connector after 10 minutes of absence: for containers")
 	c.Flags().StringArrayVar(&f.edges, "edge", nil, "another `edge` that the connector shall join, as in 'PUBLIC_KEY@HOST:PORT', with more addresses behind commas; may be repeated")

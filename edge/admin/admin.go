@@ -54,8 +54,8 @@ type Control interface {
 }
 
 // Enrollment is what the edge does about tokens, and about connectors one at a
-// time. Its errors are as Control's. What these calls return has no secret but
-// the text of a token that was just created.
+// time. Its errors are as Control's, and it logs what it does itself. What these
+// calls return has no secret but the text of a token that was just created.
 type Enrollment interface {
 	// Tokens lists those that are active, or ended within 7 days, the latest
 	// first.

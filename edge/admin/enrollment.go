@@ -31,14 +31,7 @@ func (s *Server) createToken(w http.ResponseWriter, r *http.Request) {
 		fail(w, badRequest(err))
 		return
 	}
-	act(w, r, func(context.Context) (client.CreatedToken, error) {
-		made, err := s.enrollment.CreateToken(request)
-		if err == nil {
-			s.log.Info("token created by an operator", "token", made.Token.ID, "network", made.Token.Network, "routes", made.Token.Routes,
-				"expires", made.Token.Expires, "reusable", made.Token.Reusable, "ephemeral", made.Token.Ephemeral)
-		}
-		return made, err
-	})
+	act(w, r, func(context.Context) (client.CreatedToken, error) { return s.enrollment.CreateToken(request) })
 }
 
 func (s *Server) importToken(w http.ResponseWriter, r *http.Request) {
@@ -47,13 +40,7 @@ func (s *Server) importToken(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	act(w, r, func(context.Context) (client.Token, error) {
-		token, err := s.enrollment.ImportToken(request.Record)
-		if err == nil {
-			s.log.Info("token imported by an operator", "token", token.ID, "network", token.Network, "routes", token.Routes)
-		}
-		return token, err
-	})
+	act(w, r, func(context.Context) (client.Token, error) { return s.enrollment.ImportToken(request.Record) })
 }
 
 func (s *Server) revokeToken(w http.ResponseWriter, r *http.Request) {
@@ -61,13 +48,7 @@ func (s *Server) revokeToken(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	act(w, r, func(context.Context) (client.Token, error) {
-		token, err := s.enrollment.RevokeToken(r.PathValue("id"))
-		if err == nil {
-			s.log.Info("token revoked by an operator", "token", token.ID)
-		}
-		return token, err
-	})
+	act(w, r, func(context.Context) (client.Token, error) { return s.enrollment.RevokeToken(r.PathValue("id")) })
 }
 
 func (s *Server) revokeConnector(w http.ResponseWriter, r *http.Request) {
@@ -75,7 +56,7 @@ func (s *Server) revokeConnector(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	s.actOn(w, r, "connector revoked by an operator", s.enrollment.RevokeConnector)
+	actOn(w, r, s.enrollment.RevokeConnector)
 }
 
 func (s *Server) grantConnector(w http.ResponseWriter, r *http.Request) {
@@ -89,9 +70,9 @@ func (s *Server) grantConnector(w http.ResponseWriter, r *http.Request) {
 		fail(w, badRequest(err))
 		return
 	}
-	s.actOn(w, r, "connector granted other routes by an operator", func(name string) (client.ConnectorResult, error) {
+	actOn(w, r, func(name string) (client.ConnectorResult, error) {
 		return s.enrollment.GrantConnector(name, routes)
-	}, "routes", request.Routes)
+	})
 }
 
 func (s *Server) rotateConnector(w http.ResponseWriter, r *http.Request) {
@@ -99,7 +80,7 @@ func (s *Server) rotateConnector(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	s.actOn(w, r, "connector asked for a new key by an operator", s.enrollment.RotateConnector)
+	actOn(w, r, s.enrollment.RotateConnector)
 }
 
 func (s *Server) drainConnector(w http.ResponseWriter, r *http.Request) {
@@ -108,20 +89,12 @@ func (s *Server) drainConnector(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	s.actOn(w, r, "drain of a connector asked for by an operator", func(name string) (client.ConnectorResult, error) {
+	actOn(w, r, func(name string) (client.ConnectorResult, error) {
 		return s.enrollment.DrainConnector(name, request.Off)
-	}, "off", request.Off)
+	})
 }
 
-// actOn does one thing to the connector that the path names, and logs what was
-// done.
-func (s *Server) actOn(w http.ResponseWriter, r *http.Request, what string, do func(string) (client.ConnectorResult, error), args ...any) {
-	name := r.PathValue("name")
-	act(w, r, func(context.Context) (client.ConnectorResult, error) {
-		result, err := do(name)
-		if err == nil {
-			s.log.Info(what, append([]any{"connector", name}, args...)...)
-		}
-		return result, err
-	})
+// actOn does one thing to the connector that the path names.
+func actOn(w http.ResponseWriter, r *http.Request, do func(name string) (client.ConnectorResult, error)) {
+	act(w, r, func(context.Context) (client.ConnectorResult, error) { return do(r.PathValue("name")) })
 }
