@@ -15,6 +15,7 @@ const (
 	WhyNotForUs      shim.Why = "not_for_us"      // outer destination is not this end's overlay address
 	WhyOverlay       shim.Why = "overlay_service" // a plain overlay packet that is neither an echo nor TCP for a port that the peer may reach
 	WhyOverlayRate   shim.Why = "overlay_rate"    // TCP of the overlay beyond the peer's pace
+	WhyGuest         shim.Why = "guest"           // a shimmed packet of a guest, which is in no network
 	WhyForeignSource shim.Why = "foreign_source"  // inner source outside the peer's routes
 	WhyReserved      shim.Why = "reserved_source" // inner source is the overlay's, an inner source, or not a host's
 	WhyForeignDst    shim.Why = "foreign_destination"

@@ -97,8 +97,7 @@ func (t *Tunnel) admit(b []byte, now time.Time) (*link.Endpoint, []byte) {
 		t.refused.Add(string(WhyUnknownPeer), 1)
 		return nil, nil
 	}
-	p := s.peer
-	p.heard(now, len(b))
+	s.heard(now, len(b))
 	self := t.self.Load()
 	if outer.Dst != self.overlay {
 		t.refused.Add(string(WhyNotForUs), 1)
@@ -106,6 +105,11 @@ func (t *Tunnel) admit(b []byte, now time.Time) (*link.Endpoint, []byte) {
 	}
 	if !outer.Shimmed() {
 		return t.overlayPacket(s, self, outer, b[:shim.HeaderLen+len(outer.Payload)], now)
+	}
+	p := s.peer
+	if p == nil {
+		t.refused.Add(string(WhyGuest), 1)
+		return nil, nil
 	}
 	in, why := shim.ParseInner(outer.Inner)
 	if why == shim.OK {
@@ -127,7 +131,7 @@ func (t *Tunnel) overlayPacket(s *session, self *identity, outer shim.Packet, b 
 	switch outer.NextHeader {
 	case protoICMP6:
 		e, ok := parseEcho(b, outer.Src, outer.Dst)
-		if !ok {
+		if !ok || e.reply && s.guest != nil { // whom nobody asks
 			break
 		}
 		t.echoed(s, self, e, b, now)
@@ -147,7 +151,7 @@ func (t *Tunnel) echoed(s *session, self *identity, e echo, b []byte, now time.T
 		s.peer.echoReply(e, len(b), now)
 		return
 	}
-	if e.ours {
+	if e.ours && s.peer != nil {
 		s.peer.introduced(e)
 	}
 	t.outbox.control(appendReply(nil, b, self.overlay, s.overlay))

@@ -93,13 +93,16 @@ func (t *Tunnel) newIdentity(public wgtypes.Key) (*identity, error) {
 	return id, nil
 }
 
-// abort ends the flows with one overlay address.
-func (o *overlayStack) abort(with netip.Addr) {
-	o.nic.AbortFlows(func(_, remote netip.AddrPort) bool { return remote.Addr() == with })
+// abort ends the flows with one overlay address, but those to our port but (0:
+// all of them).
+func (o *overlayStack) abort(with netip.Addr, but uint16) {
+	o.nic.AbortFlows(func(local, remote netip.AddrPort) bool {
+		return remote.Addr() == with && (but == 0 || local.Port() != but)
+	})
 }
 
 // ListenOverlay listens for TCP on a port of our overlay address, which only
-// those peers reach that may (Config.ControlPort). The address
+// those peers reach that may (Config.ControlPort, GuestConfig.Port). The address
 // that a conn says it comes from is authenticated: KeyAt tells whose it is.
 // The listener ends with ctx, its Close, or the tunnel's.
 func (t *Tunnel) ListenOverlay(ctx context.Context, port uint16) (net.Listener, error) {
@@ -149,8 +152,12 @@ func (t *Tunnel) overlayTCP(s *session, segment []byte, now time.Time) shim.Why 
 
 // reaches reports whether s may speak to a port of our overlay address.
 func (t *Tunnel) reaches(s *session, port uint16) bool {
-	if s.peer.initiate {
+	may := t.cfg.ControlPort
+	switch {
+	case s.guest != nil:
+		may = s.guest.port
+	case s.peer.initiate:
 		return true // nothing listens at a connector: only what it dialled is there
 	}
-	return port != 0 && port == t.cfg.ControlPort
+	return port != 0 && port == may
 }

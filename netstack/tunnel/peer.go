@@ -209,28 +209,35 @@ func (p *Peer) Remove() {
 	p.removeOnce.Do(func() {
 		t, s := p.tunnel, p.session()
 		t.byOverlay.Delete(s.overlay)
-		if p.network != nil {
-			p.network.forget(p)
-		}
-		t.self.Load().stack.abort(s.overlay)
-		p.nic.Remove()
-		p.link.Close()
+		t.self.Load().stack.abort(s.overlay, 0)
+		p.detach()
 		s.uninstall()
-		t.outbox.remove(p.lane)
-		if p.network == nil {
-			p.stack.Close()
-		}
-		t.goneMu.Lock()
-		defer t.goneMu.Unlock()
-		p.link.Drops(t.goneLinks.Add)
-		if p.network == nil {
-			p.stack.Drops(func(_, why string, n uint64) { t.goneStacks.Add(why, n) })
-		}
-		t.mu.Lock()
-		delete(t.peers, p)
-		t.mu.Unlock()
 		t.release(s.key)
 	})
+}
+
+// detach takes the peer out of its network and ends its NIC. The session must
+// be somebody else's by then, or nobody's, but still there for the RSTs.
+func (p *Peer) detach() {
+	t := p.tunnel
+	if p.network != nil {
+		p.network.forget(p)
+	}
+	p.nic.Remove()
+	p.link.Close()
+	t.outbox.remove(p.lane)
+	if p.network == nil {
+		p.stack.Close()
+	}
+	t.goneMu.Lock()
+	defer t.goneMu.Unlock()
+	p.link.Drops(t.goneLinks.Add)
+	if p.network == nil {
+		p.stack.Drops(func(_, why string, n uint64) { t.goneStacks.Add(why, n) })
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.peers, p)
 }
 
 // SetEndpoint changes the UDP address that WireGuard sends to, and calls there

@@ -12,18 +12,38 @@ import (
 )
 
 // session is one WireGuard key that the device knows, and whose packets they
-// are. It does not change: a key that changes hands gets another session.
+// are. That does not change: a key that changes hands gets another session.
 type session struct {
 	tunnel  *Tunnel
 	key     wgtypes.Key
 	psk     wgtypes.Key // zero: none
 	overlay netip.Addr
-	peer    *Peer
 	rate    *rate.Limiter // of packets into the overlay's stack
+
+	// One of the two.
+	peer  *Peer
+	guest *Guest
+
+	quiet quiet // watch's own
+
+	// Guarded by tunnel.deviceMu.
+	before  traffic   // what was counted in WireGuard peers of this session that are gone
+	renewed time.Time // an answer of the device from before tells of one of those
+	gone    bool
 }
+
+// traffic is WireGuard's count of bytes each way.
+type traffic struct{ rx, tx uint64 }
+
+func (t *traffic) add(rx, tx uint64) { t.rx, t.tx = t.rx+rx, t.tx+tx }
 
 func (t *Tunnel) newSession(key, psk wgtypes.Key) *session {
 	return &session{tunnel: t, key: key, psk: psk, overlay: OverlayAddr(key), rate: rate.NewLimiter(overlayRate, overlayBurst)}
+}
+
+// copy returns a session of the same key, for another owner.
+func (s *session) copy() *session {
+	return &session{tunnel: s.tunnel, key: s.key, psk: s.psk, overlay: s.overlay, rate: s.rate}
 }
 
 // sessionAt returns the session whose overlay address that is, or nil.
@@ -35,8 +55,22 @@ func (t *Tunnel) sessionAt(overlay netip.Addr) *session {
 	return v.(*session)
 }
 
+// heard notes an authenticated packet of n bytes.
+func (s *session) heard(now time.Time, n int) {
+	if s.guest != nil {
+		s.guest.heard.Store(true)
+		return
+	}
+	s.peer.heard(now, n)
+}
+
 // live reports whether the other end is there to be spoken to.
-func (s *session) live() bool { return s.peer.open.Load() }
+func (s *session) live() bool {
+	if s.guest != nil {
+		return s.guest.heard.Load()
+	}
+	return s.peer.open.Load()
+}
 
 // KeyAt returns the public key whose overlay address that is, where the tunnel
 // knows it.
@@ -86,7 +120,33 @@ func (s *session) install(endpoint netip.AddrPort) error {
 
 // uninstall removes the WireGuard peer: what it sends is not even decrypted
 // from now on.
-func (s *session) uninstall() { s.tunnel.device.RemovePeer([32]byte(s.key)) }
+func (s *session) uninstall() {
+	t := s.tunnel
+	t.deviceMu.Lock()
+	defer t.deviceMu.Unlock()
+	if s.gone {
+		return
+	}
+	s.gone = true
+	t.device.RemovePeer([32]byte(s.key))
+}
+
+// renew removes the WireGuard peer and adds it again. gone is called between,
+// when nothing of the old one can come any more.
+func (s *session) renew(gone func()) error {
+	t := s.tunnel
+	t.deviceMu.Lock()
+	defer t.deviceMu.Unlock()
+	if s.gone {
+		return errGone
+	}
+	last := s.stateLocked()
+	t.device.RemovePeer([32]byte(s.key))
+	s.before.add(last.rx, last.tx) // as it was last told: a count must not fall, nor jump
+	s.renewed = time.Now()
+	gone()
+	return s.install(netip.AddrPort{})
+}
 
 // forget makes the next packet begin a new handshake at once; wireguard-go
 // alone would wait up to five seconds.
@@ -97,7 +157,19 @@ func (s *session) forget() {
 }
 
 // state is what the device knows of the session, at most a second old.
-func (s *session) state() wgState { return s.tunnel.deviceState()[s.key] }
+func (s *session) state() wgState {
+	s.tunnel.deviceMu.Lock()
+	defer s.tunnel.deviceMu.Unlock()
+	return s.stateLocked()
+}
+
+func (s *session) stateLocked() wgState {
+	state := s.tunnel.askLocked()[s.key]
+	if !s.tunnel.answered.After(s.renewed) {
+		return wgState{}
+	}
+	return state
+}
 
 // lastHandshake asks the device when the newest keys were agreed on.
 func (s *session) lastHandshake() time.Time {

@@ -21,10 +21,9 @@ type wgState struct {
 // tell of all its peers at once.
 const stateAge = time.Second
 
-// deviceState asks the device for the state of its peers.
-func (t *Tunnel) deviceState() map[wgtypes.Key]wgState {
-	t.askMu.Lock()
-	defer t.askMu.Unlock()
+// askLocked asks the device for the state of its peers. The caller holds
+// deviceMu.
+func (t *Tunnel) askLocked() map[wgtypes.Key]wgState {
 	if now := time.Now(); t.answer == nil || now.Sub(t.answered) > stateAge {
 		if text, err := t.device.IpcGet(); err == nil {
 			t.answer, t.answered = parseDeviceState(text), now
@@ -33,10 +32,10 @@ func (t *Tunnel) deviceState() map[wgtypes.Key]wgState {
 	return t.answer
 }
 
-// forgetDeviceState makes the next deviceState ask again.
+// forgetDeviceState makes the next one who asks get a fresh answer.
 func (t *Tunnel) forgetDeviceState() {
-	t.askMu.Lock()
-	defer t.askMu.Unlock()
+	t.deviceMu.Lock()
+	defer t.deviceMu.Unlock()
 	t.answer = nil
 }
 

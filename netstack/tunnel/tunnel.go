@@ -24,7 +24,8 @@
 // another connector of its own network.
 //
 // A packet without an inner one is the overlay's own: TCP between the overlay
-// addresses (overlay.go), of which a peer reaches one port and no network.
+// addresses (overlay.go), of which a peer reaches one port and no network. A
+// guest is a peer without a NIC: that port is all it reaches.
 // Liveness, boot detection and path MTU all are ICMPv6 echoes between overlay
 // addresses (echo.go), which any WireGuard router answers.
 //
@@ -125,13 +126,14 @@ type Tunnel struct {
 	stop  context.CancelFunc
 	ended sync.WaitGroup
 
-	askMu    sync.Mutex // held while the device is asked
+	deviceMu sync.Mutex // held while the device is asked, and while it loses peers
 	answer   map[wgtypes.Key]wgState
 	answered time.Time
 
 	mu       sync.Mutex
 	keys     map[wgtypes.Key]struct{} // of all sessions, those in the making included
 	peers    map[*Peer]struct{}
+	guests   map[*Guest]struct{}
 	overlays map[*overlayStack]struct{}
 	networks map[string]*Network
 	flags    byte // of our own echoes
@@ -163,6 +165,7 @@ func New(cfg Config) (*Tunnel, error) {
 		stop:     stop,
 		keys:     make(map[wgtypes.Key]struct{}),
 		peers:    make(map[*Peer]struct{}),
+		guests:   make(map[*Guest]struct{}),
 		overlays: make(map[*overlayStack]struct{}),
 		networks: make(map[string]*Network),
 	}
@@ -342,6 +345,9 @@ func (t *Tunnel) Close() {
 	}
 	for _, p := range t.allPeers() {
 		p.Remove()
+	}
+	for _, g := range t.allGuests() {
+		g.Remove()
 	}
 	t.device.Close()
 	t.deferrer.Close()

@@ -20,6 +20,8 @@ const greetEvery = 2 * time.Second
 func (t *Tunnel) watch(ctx context.Context) {
 	ticker := time.NewTicker(watchEvery)
 	defer ticker.Stop()
+	renew := time.NewTicker(renewEvery)
+	defer renew.Stop()
 	greet := time.NewTicker(greetEvery)
 	defer greet.Stop()
 	for {
@@ -28,6 +30,9 @@ func (t *Tunnel) watch(ctx context.Context) {
 			return
 		case <-greet.C:
 			t.greetSilent()
+			continue
+		case now := <-renew.C:
+			t.renewSilent(now)
 			continue
 		case <-ticker.C:
 		case <-t.wake:
@@ -137,7 +142,7 @@ func (p *Peer) apply(d deed) {
 		if here := p.here.Load(); here != nil {
 			here.end(errLost)
 		}
-		p.tunnel.self.Load().stack.abort(p.Overlay())
+		p.tunnel.self.Load().stack.abort(p.Overlay(), 0)
 	}
 	if d.up {
 		p.forgot = false
