@@ -35,7 +35,7 @@ func image(t testing.TB) []byte {
 	}
 	for i := range 30 {
 		update(func(tx *Tx) error {
-			return errors.Join(tx.Put("many", fmt.Sprintf("%02d", i), strings.Repeat("x", 100)), tx.Put("small", "1", i),
+			return errors.Join(tx.Put("many", fmt.Sprintf("%02d", 2*i), strings.Repeat("x", 100)), tx.Put("small", "1", i),
 				tx.Put("large", "1", strings.Repeat("y", 3000)), tx.Put("many", "temporary", 1))
 		})
 	}
@@ -207,22 +207,95 @@ func TestInspectFindsWhatIsMissing(t *testing.T) {
 	}
 }
 
-// A page that leads to itself would keep bbolt busy for ever, or until its
-// stack is full.
-func TestInspectFindsCycles(t *testing.T) {
+// Each kind of damage, one at a time, in pages that are in use.
+func TestInspectFinds(t *testing.T) {
 	data := image(t)
-	cycles := 0
-	for page := 2 * 1024; page < len(data); page += 1024 {
-		if binary.NativeEndian.Uint16(data[page+8:]) != branchPage {
-			continue
-		}
+	put16, put32, put64 := binary.NativeEndian.PutUint16, binary.NativeEndian.PutUint32, binary.NativeEndian.PutUint64
+	meta, err := (&inspection{file: bytes.NewReader(data), size: int64(len(data))}).meta()
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := func(data []byte, id uint64) []byte { return data[id*1024 : (id+1)*1024] }
+	free := binary.NativeEndian.Uint64(meta[32:])
+	root := binary.NativeEndian.Uint64(meta[16:])
+	branch := uint64(0)
+	for id := range uint64(len(data) / 1024) {
 		wrong := bytes.Clone(data)
-		copy(wrong[page+pageHeader+8:], data[page:page+8]) // its own id as its first child's
-		if err := inspectBytes(wrong); err != nil && strings.Contains(err.Error(), "two things lead to page") {
-			cycles++
+		put64(page(wrong, id), 1<<40)
+		if binary.NativeEndian.Uint16(page(data, id)[8:]) == branchPage && inspectBytes(wrong) != nil {
+			branch = id
 		}
 	}
-	if cycles == 0 {
-		t.Error("no branch page in use was found")
+	if branch == 0 {
+		t.Fatal("no branch page is in use")
+	}
+	child := func(data []byte, i int) []byte { return page(data, branch)[pageHeader+i*element+8:] }
+	first := binary.NativeEndian.Uint64(child(data, 0))
+
+	tests := []struct {
+		name string
+		harm func(data []byte)
+		want string
+	}{
+		// It would keep bbolt busy for ever, or until its stack is full.
+		{"a page that leads to itself", func(data []byte) { put64(child(data, 0), branch) }, "two things lead to page"},
+		{"two that lead to one", func(data []byte) { put64(child(data, 1), first) }, "two things lead to page"},
+		{"a page beyond the end", func(data []byte) { put64(child(data, 0), 1<<40) }, "leads to page 1099511627776 of"},
+		{"a meta page in the tree", func(data []byte) { put64(child(data, 0), 1) }, "leads to page 1 of"},
+		{"the freelist in the tree", func(data []byte) { put64(child(data, 0), free) }, "is damaged"},
+		{"a page under another's id", func(data []byte) { put64(page(data, first), first+1) }, "page"},
+		{"a page of no kind", func(data []byte) { put16(page(data, first)[8:], 3) }, "page"},
+		{"a page that overflows beyond the end", func(data []byte) { put32(page(data, first)[12:], 1<<31) }, "page"},
+		{"more elements than fit", func(data []byte) { put16(page(data, first)[10:], 1000) }, "page"},
+		{"more children than fit", func(data []byte) { put16(page(data, branch)[10:], 1000) }, "page"},
+		{"no children", func(data []byte) { put16(page(data, branch)[10:], 0) }, "page"},
+		{"no elements", func(data []byte) { put16(page(data, first)[10:], 0) }, "page"},
+		{"a key beyond the page", func(data []byte) { put32(page(data, first)[pageHeader+4:], 1<<31) }, "page"},
+		{"a value beyond the page", func(data []byte) { put32(page(data, first)[pageHeader+12:], 1<<31) }, "page"},
+		{"a child's key beyond the page", func(data []byte) { put32(page(data, branch)[pageHeader:], 1<<31) }, "page"},
+		{"a key in the elements", func(data []byte) { put32(page(data, first)[pageHeader+element+4:], 0) }, "page"},
+		{"an empty key", func(data []byte) { put32(page(data, first)[pageHeader+element+8:], 0) }, "page"},
+		{"a value over the next key", func(data []byte) { put32(page(data, first)[pageHeader+element+8:], 3) }, "page"},
+		{"two keys in one place", func(data []byte) {
+			elements := page(data, first)[pageHeader:]
+			put32(elements[2*element+4:], binary.NativeEndian.Uint32(elements[element+4:])-element)
+		}, "page"},
+		{"keys out of order", func(data []byte) {
+			elements := page(data, first)[pageHeader:]
+			elements[element+binary.NativeEndian.Uint32(elements[element+4:])] = 'z'
+		}, "page"},
+		{"a first key that the branch does not have", func(data []byte) {
+			elements := page(data, first)[pageHeader:]
+			elements[binary.NativeEndian.Uint32(elements[4:])+1]++ // "00", and the next is "02"
+		}, "page"},
+		{"a last key that belongs on the next page", func(data []byte) {
+			elements := page(data, first)[pageHeader:]
+			last := elements[element*(binary.NativeEndian.Uint16(page(data, first)[10:])-1):]
+			last[binary.NativeEndian.Uint32(last[4:])] = 'z'
+		}, "page"},
+		{"an unknown flag", func(data []byte) { put32(page(data, first)[pageHeader:], 2) }, "page"},
+		{"a record for a bucket", func(data []byte) { put32(page(data, first)[pageHeader:], bucketLeaf) }, "is damaged"},
+		{"a page that is free and in use", func(data []byte) { put64(page(data, free)[pageHeader:], first) }, "is free and in use"},
+		{"the root free", func(data []byte) { put64(page(data, free)[pageHeader:], root) }, "is free and in use"},
+		{"a page free twice", func(data []byte) {
+			copy(page(data, free)[pageHeader:pageHeader+8], page(data, free)[pageHeader+8:])
+		}, "is free and in use"},
+		{"a free page beyond the end", func(data []byte) { put64(page(data, free)[pageHeader:], 1<<40) }, "is free and in use"},
+		{"more free pages than fit", func(data []byte) { put16(page(data, free)[10:], 1000) }, "page"},
+		{"far more free pages than fit", func(data []byte) {
+			put16(page(data, free)[10:], 0xFFFF)
+			put64(page(data, free)[pageHeader:], 1<<63)
+		}, "page"},
+		{"a freelist that is none", func(data []byte) { put16(page(data, free)[8:], leafPage) }, "page"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			wrong := bytes.Clone(data)
+			tt.harm(wrong)
+			err := inspectBytes(wrong)
+			if err == nil || !errors.As(err, new(damage)) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("inspect: %v, want %q", err, tt.want)
+			}
+		})
 	}
 }

@@ -240,6 +240,12 @@ func TestEachVisitsInOrderAndMayChange(t *testing.T) {
 	if visited != n/5*2 || len(contents(t, s, "a")) != n/5*2 || len(contents(t, s, "b")) != n/5 {
 		t.Errorf("visited %d of %d, left %d", visited, n, len(contents(t, s, "a")))
 	}
+	for _, id := range []string{"k", "k\x00", "k\x00\x00", "k\x00\x01", "k\x01", "ka"} { // each as near to the next as can be
+		put(t, s, "c", id, 1)
+	}
+	if got := contents(t, s, "c"); len(got) != 6 {
+		t.Errorf("visited %q", got)
+	}
 	stop := errors.New("enough")
 	visited = 0
 	err = s.View(func(tx *Tx) error {
@@ -269,8 +275,8 @@ func TestMisuseIsAnError(t *testing.T) {
 		err  error
 		want string
 	}{
-		{"Put in a View", inView(func(tx *Tx) error { return tx.Put("a", "2", 1) }), `putting a "2": tx not writable`},
-		{"Delete in a View", inView(func(tx *Tx) error { return tx.Delete("none", "2") }), `deleting none "2": tx not writable`},
+		{"Put in a View", inView(func(tx *Tx) error { return tx.Put("a", "2", 1) }), `putting a "2": a View changes nothing`},
+		{"Delete in a View", inView(func(tx *Tx) error { return tx.Delete("none", "2") }), `deleting none "2": a View changes nothing`},
 		{"no id", s.Update(func(tx *Tx) error { return tx.Put("a", "", 1) }), "can be no record's kind and id"},
 		{"no kind", s.Update(func(tx *Tx) error { return tx.Delete("", "1") }), "can be no record's kind and id"},
 		{"the format's bucket", s.Update(func(tx *Tx) error { return tx.Put("meta", "format", 99) }), "can be no record's kind and id"},

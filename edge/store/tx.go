@@ -16,7 +16,10 @@ type Tx struct {
 	b *bbolt.Tx // nil once it is over
 }
 
-var errOver = errors.New("the transaction is over")
+var (
+	errOver = errors.New("the transaction is over")
+	errView = errors.New("a View changes nothing")
+)
 
 // Get decodes a record into what into points to, and reports whether there is
 // one. A field that into does not have is left out: an older release reads
@@ -45,6 +48,9 @@ func (tx *Tx) Put(kind, id string, value any) error {
 	if err := tx.check(kind, id); err != nil {
 		return err
 	}
+	if !tx.b.Writable() {
+		return fmt.Errorf("putting %s %q: %w", kind, id, errView)
+	}
 	text, err := json.Marshal(value)
 	if err != nil {
 		return fmt.Errorf("encoding %s %q: %w", kind, id, err)
@@ -65,7 +71,7 @@ func (tx *Tx) Delete(kind, id string) error {
 		return err
 	}
 	if !tx.b.Writable() {
-		return fmt.Errorf("deleting %s %q: %w", kind, id, bbolt.ErrTxNotWritable)
+		return fmt.Errorf("deleting %s %q: %w", kind, id, errView)
 	}
 	bucket := tx.b.Bucket([]byte(kind))
 	if bucket == nil {
