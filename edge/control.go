@@ -132,18 +132,18 @@ func verdict(connector, proto string, addr netip.AddrPort, err error) string {
 func whyNoConnector(n *tunnel.Network, dst netip.Addr) string {
 	peers := n.Peers()
 	if len(peers) == 0 {
-		return fmt.Sprintf("the tunnel: network %q has no connector: add a [[connector]]", n.Name())
+		return fmt.Sprintf("the tunnel: network %q has no connector: let one in with `warren token create --network %s`", n.Name(), n.Name())
 	}
 	for _, p := range peers {
 		for _, r := range p.Routes() {
 			if !r.Contains(dst) {
 				continue
 			}
-			if p.Alive() && p.Draining() {
+			if p.Alive() && (p.Draining() || p.State().Held) {
 				return fmt.Sprintf("the tunnel: connector %q serves %s, but drains", p.Name(), r)
 			}
 			return fmt.Sprintf("the tunnel: connector %q serves %s, but is down: is it running, and can it reach this edge over UDP?", p.Name(), r)
 		}
 	}
-	return fmt.Sprintf("the tunnel: no connector of network %q serves %s: add a route to a [[connector]]", n.Name(), dst)
+	return fmt.Sprintf("the tunnel: no connector of network %q serves %s: give one a route to it (`warren connector grant`, or its [[connector]])", n.Name(), dst)
 }

@@ -64,7 +64,13 @@ func (e *Edge) end(ctx context.Context) error {
 	closing, cancel := context.WithTimeout(context.Background(), lastWords)
 	_ = e.dns.Close(closing) // who still sends a query is not waited for
 	cancel()
+	if e.stopRegistry != nil {
+		e.stopRegistry()
+	}
 	e.tunnel.Close()
+	if err := e.store.Close(); err != nil {
+		e.log.Error("closing the state failed", "err", err)
+	}
 	closing, cancel = context.WithTimeout(context.Background(), lastWords)
 	defer cancel()
 	if err := e.observer.Log.Close(closing); err != nil {

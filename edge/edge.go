@@ -5,6 +5,8 @@
 //	path.go      the journey of one flow, on one screen; outcome.go its ends
 //	reload.go    from one config to the next, all or nothing
 //	networks.go  the virtual networks and their connectors in the tunnel
+//	peers.go     the tunnel as the registry of enrolments sees it
+//	enrollment.go  tokens, enrolment and control, and the operator's side of them
 //	drain.go     the ends: drain, stop, force
 //	show.go      what the admin socket shows; control.go what it does
 //
@@ -31,9 +33,12 @@ import (
 	"github.com/warrenmesh/warren/dnsd"
 	"github.com/warrenmesh/warren/edge/admin"
 	"github.com/warrenmesh/warren/edge/config"
+	"github.com/warrenmesh/warren/edge/enroll"
 	"github.com/warrenmesh/warren/edge/ingress"
 	"github.com/warrenmesh/warren/edge/monitor"
 	"github.com/warrenmesh/warren/edge/observe"
+	"github.com/warrenmesh/warren/edge/store"
+	"github.com/warrenmesh/warren/edge/wire"
 	"github.com/warrenmesh/warren/host"
 	"github.com/warrenmesh/warren/netstack/drops"
 	"github.com/warrenmesh/warren/netstack/tunnel"
@@ -70,7 +75,9 @@ type Edge struct {
 	first   *config.Config // what the machine-bound settings were at the start
 	started time.Time
 
+	store    *store.Store
 	tunnel   *tunnel.Tunnel
+	registry *enroll.Registry
 	ingress  *ingress.Server
 	monitor  *monitor.Monitor
 	dns      *dnsd.Server
@@ -78,11 +85,12 @@ type Edge struct {
 	observer *observe.Observer
 	nets     networks
 
-	metricsAt net.Addr // where /metrics is served; nil: nowhere
-	relayed   relayDrops
-	dropped   drops.Counter // flows, by the walk itself
-	flowID    atomic.Uint64
-	current   atomic.Pointer[snapshot]
+	stopRegistry func()   // ends its servers and waits for them; nil before serve
+	metricsAt    net.Addr // where /metrics is served; nil: nowhere
+	relayed      relayDrops
+	dropped      drops.Counter // flows, by the walk itself
+	flowID       atomic.Uint64
+	current      atomic.Pointer[snapshot]
 
 	reloading sync.Mutex // one change of config or of draining at a time
 	draining  atomic.Bool
@@ -135,7 +143,7 @@ func (e *Edge) open(cfg *config.Config) (err error) {
 	}()
 	e.tunnel, err = tunnel.New(tunnel.Config{
 		PrivateKey: key, Listen: cfg.WireGuard.Listen.AddrPort,
-		InnerSources: cfg.WireGuard.InnerSources, OnPeer: e.onPeer, Log: e.log,
+		InnerSources: cfg.WireGuard.InnerSources, ControlPort: wire.ControlPort, OnPeer: e.onPeer, Log: e.log,
 	})
 	if err != nil {
 		return err
@@ -145,11 +153,18 @@ func (e *Edge) open(cfg *config.Config) (err error) {
 			e.tunnel.Close()
 		}
 	}()
+	if err = e.openRegistry(cfg); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = e.store.Close()
+		}
+	}()
 	e.observer = &observe.Observer{
 		Table: new(observe.Table), Log: flows,
 		Metrics: observe.NewMetrics(observe.Build{Version: e.opts.Version, GoVersion: runtime.Version()}),
 	}
-	e.nets.init(e.tunnel)
 	e.ingress = ingress.New(e.log, e.walk)
 	e.ingress.Admit = e.admit
 	e.monitor = monitor.New(monitor.Deps{Dial: e.dialCheck, OnChange: e.onHealth})
@@ -182,7 +197,11 @@ func (e *Edge) serve(ctx context.Context) error {
 	var servers sync.WaitGroup
 	defer servers.Wait()
 	defer stopPages()
-	if err := e.openPages(pages, &servers); err != nil {
+	err := e.serveRegistry()
+	if err == nil {
+		err = e.openPages(pages, &servers)
+	}
+	if err != nil {
 		over, cut := context.WithCancelCause(context.Background())
 		cut(fmt.Errorf("the edge did not start: %w", err)) // no flow that has come in already holds it up
 		_ = e.end(over)
@@ -272,18 +291,20 @@ func (e *Edge) registerMetrics() {
 	m.AddDrops(e.dns.Drops)
 	m.AddDrops(e.relayed.report)
 	m.AddDrops(e.reportDrops)
+	m.AddDrops(e.registry.Drops)
 	if e.observer.Log != nil {
 		m.AddDrops(e.observer.Log.Drops)
 	}
 	m.Registerer().MustRegister(e.dns)
 	m.SetConnectors(e.connectorStates)
+	m.SetEnrollment(e.enrollmentState)
 	m.SetEndpoints(e.endpointStates)
 }
 
 func (e *Edge) logReady() {
 	cfg := e.current.Load().cfg
 	e.log.Info("edge ready", "name", cfg.Edge.Name, "public_key", e.tunnel.PublicKey().String(),
-		"wireguard", e.wireguardAddr(), "networks", len(cfg.Networks), "connectors", len(cfg.Connectors),
+		"wireguard", e.wireguardAddr(), "networks", len(cfg.Networks), "connectors", len(e.registry.Connectors()),
 		"apps", len(cfg.Apps), "listeners", len(e.ingress.Listening()), "admin", cfg.Admin.Socket, "metrics", e.metricsText())
 }
 
@@ -299,7 +320,7 @@ func (e *Edge) onPeer(p *tunnel.Peer, s tunnel.PeerState) {
 	attrs := []any{"connector", p.Name(), "network", p.NetworkName()}
 	switch {
 	case s.Alive && s.KeyShared:
-		e.log.Warn("two machines run with the key of one connector, and take the tunnel from each other: give each its own key and [[connector]]",
+		e.log.Warn("two machines run with the key of one connector, and take the tunnel from each other: give each a key of its own",
 			append(attrs, "from", s.Endpoint.String())...)
 	case s.Alive && s.Draining:
 		e.log.Info("connector drains", attrs...)

@@ -14,21 +14,27 @@ import (
 	"github.com/warrenmesh/warren/netstack/tunnel"
 )
 
-// networks are the virtual networks of the tunnel and their connectors, as the
-// config in force declares them. Flows look networks up at any time; only a
-// reload changes them.
+// networks are the virtual networks of the tunnel and the peers in it: the
+// connectors that the config in force declares, which a reload changes, and
+// what the registry of enrolments puts there (peers.go). Flows look networks
+// up at any time.
 type networks struct {
 	tunnel *tunnel.Tunnel
+	denied func(wgtypes.Key) bool // whose declared connector stays out
 
-	mu     sync.RWMutex
-	byName map[string]*tunnel.Network
-	peers  map[string]*tunnel.Peer // connectors by name
+	mu       sync.RWMutex
+	byName   map[string]*tunnel.Network
+	peers    map[string]*tunnel.Peer // connectors by name
+	enrolled map[string]bool         // those of them that the registry put there
+	guests   map[wgtypes.Key]*tunnel.Guest
 }
 
-func (n *networks) init(t *tunnel.Tunnel) {
-	n.tunnel = t
+func (n *networks) init(t *tunnel.Tunnel, denied func(wgtypes.Key) bool) {
+	n.tunnel, n.denied = t, denied
 	n.byName = make(map[string]*tunnel.Network)
 	n.peers = make(map[string]*tunnel.Peer)
+	n.enrolled = make(map[string]bool)
+	n.guests = make(map[wgtypes.Key]*tunnel.Guest)
 }
 
 func (n *networks) get(name string) *tunnel.Network {
@@ -87,8 +93,8 @@ func (n *networks) prepare(next *config.Config) (*netChange, error) {
 		c.changes = append(c.changes, fmt.Sprintf("network %q added", spec.Name))
 	}
 	for _, spec := range next.Connectors {
-		if n.peer(spec.Name) != nil || n.keyInUse(spec.PublicKey.Key) {
-			continue // commit changes or replaces it
+		if n.denied(spec.PublicKey.Key) || n.peer(spec.Name) != nil || n.keyInUse(spec.PublicKey.Key) {
+			continue // it stays out, or commit changes or replaces it
 		}
 		if err := c.join(spec); err != nil {
 			c.rollback()
@@ -129,9 +135,16 @@ func (c *netChange) rollback() {
 func (c *netChange) commit() (changes []string, failed []error) {
 	wanted := make(map[string]config.Connector, len(c.next.Connectors))
 	for _, spec := range c.next.Connectors {
+		if c.nets.denied(spec.PublicKey.Key) {
+			failed = append(failed, fmt.Errorf("adding connector %q: its key was revoked: remove it from the config, or give it a new key", spec.Name))
+			continue
+		}
 		wanted[spec.Name] = spec
 	}
 	for _, p := range c.nets.connectors() {
+		if c.nets.isEnrolled(p.Name()) {
+			continue
+		}
 		spec, stays := wanted[p.Name()]
 		if stays && spec.PublicKey.Key == p.PublicKey() && spec.Network == p.NetworkName() {
 			if !slices.Equal(spec.Routes, p.Routes()) {
@@ -148,7 +161,7 @@ func (c *netChange) commit() (changes []string, failed []error) {
 		}
 	}
 	for _, spec := range c.next.Connectors {
-		if c.nets.peer(spec.Name) == nil {
+		if _, stays := wanted[spec.Name]; stays && c.nets.peer(spec.Name) == nil {
 			if err := c.join(spec); err != nil {
 				failed = append(failed, err)
 			}
@@ -184,19 +197,36 @@ func (n *networks) keyInUse(key wgtypes.Key) bool {
 	return false
 }
 
+func (n *networks) isEnrolled(name string) bool {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.enrolled[name]
+}
+
 // remove ends a connector and its flows.
 func (n *networks) remove(p *tunnel.Peer) {
-	n.mu.Lock()
-	delete(n.peers, p.Name())
-	n.mu.Unlock()
+	n.take(p.Name())
 	p.Remove()
 }
 
-// drop ends a network.
+// take takes a connector out of the names, and returns it; nil: there is none.
+func (n *networks) take(name string) *tunnel.Peer {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	p := n.peers[name]
+	delete(n.peers, name)
+	delete(n.enrolled, name)
+	return p
+}
+
+// drop ends a network and its connectors, enrolled ones too.
 func (n *networks) drop(network *tunnel.Network) {
 	n.mu.Lock()
 	delete(n.byName, network.Name())
 	n.mu.Unlock()
+	for _, p := range network.Peers() {
+		n.take(p.Name())
+	}
 	network.Close()
 }
 

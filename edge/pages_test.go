@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -26,6 +27,9 @@ func TestAFailedStartWaitsForNoFlow(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg.Metrics.Listen = taken.Addr().(*net.TCPAddr).AddrPort()
+	if err := os.Mkdir(cfg.Edge.StateDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	w.Edge = &Edge{opts: Options{Grace: time.Hour}, log: slog.New(w.log), first: cfg, started: time.Now()}
 	if err := w.Edge.open(cfg); err != nil {
 		t.Fatal(err)

@@ -141,11 +141,13 @@ func TestEnds(t *testing.T) {
 	})
 	t.Run("an operator kills it", func(t *testing.T) {
 		conn := greeted("killed")
-		list, err := w.admin.Flows(t.Context(), client.FlowQuery{App: "killed"})
-		if err != nil || len(list.Flows) != 1 {
-			t.Fatalf("flows: %+v, %v", list, err)
-		}
-		if f := list.Flows[0]; f.Connector != "berlin-1" || f.Endpoint != "10.0.0.10:7" || f.BytesOut != 7 {
+		var list client.FlowList
+		await(t, "the greeting is counted", func() bool { // after the client has it
+			var err error
+			list, err = w.admin.Flows(t.Context(), client.FlowQuery{App: "killed"})
+			return err == nil && len(list.Flows) == 1 && list.Flows[0].BytesOut == 7
+		})
+		if f := list.Flows[0]; f.Connector != "berlin-1" || f.Endpoint != "10.0.0.10:7" {
 			t.Errorf("the open flow is shown as %+v", f)
 		}
 		if err := w.admin.KillFlow(t.Context(), list.Flows[0].ID); err != nil {

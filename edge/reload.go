@@ -13,6 +13,7 @@ import (
 	"github.com/warrenmesh/warren/dnsd/zone"
 	"github.com/warrenmesh/warren/edge/balance"
 	"github.com/warrenmesh/warren/edge/config"
+	"github.com/warrenmesh/warren/edge/enroll"
 	"github.com/warrenmesh/warren/edge/ingress"
 	"github.com/warrenmesh/warren/edge/monitor"
 	"github.com/warrenmesh/warren/edge/policy"
@@ -141,6 +142,7 @@ const settleTime = 3 * time.Second
 type prepared struct {
 	e         *Edge
 	first     bool
+	members   enroll.Spec
 	nets      *netChange
 	listeners *ingress.Change
 	dns       *dnsd.Change
@@ -159,6 +161,10 @@ func (e *Edge) prepare(cfg *config.Config) (*prepared, error) {
 }
 
 func (p *prepared) all(cfg *config.Config) (err error) {
+	p.members = enrollSpec(cfg)
+	if err = p.e.registry.Check(p.members); err != nil {
+		return err
+	}
 	if p.nets, err = p.e.nets.prepare(cfg); err != nil {
 		return err
 	}
@@ -194,6 +200,7 @@ func (p *prepared) rollback() {
 	if p.nets != nil {
 		p.nets.rollback()
 	}
+	p.e.registry.Release()
 }
 
 // settle waits for the first answers of new checks. At the start there is
@@ -220,6 +227,7 @@ func (p *prepared) warn(text string) {
 func (p *prepared) commit() {
 	changes, failed := p.nets.commit()
 	p.done.changes = changes
+	p.e.registry.Apply(p.members)
 	p.checks.Commit()
 	p.listeners.Commit()
 	for _, err := range append(failed, p.dns.Commit()) {

@@ -27,7 +27,7 @@ func (e *Edge) Status() client.Status {
 		Ready: ready, Why: why, Draining: e.draining.Load() || e.stopping.Load(),
 		PublicKey: e.tunnel.PublicKey().String(), Overlay: e.tunnel.Overlay().String(), Listen: e.wireguardAddr(),
 		ConfigFiles: e.opts.ConfigFiles, ConfigRevision: now.revision, ConfigSince: now.since,
-		Networks: len(now.cfg.Networks), Connectors: len(now.cfg.Connectors),
+		Networks: len(now.cfg.Networks), Connectors: len(e.registry.Connectors()),
 		Apps: len(now.cfg.Apps), Pools: len(now.cfg.Pools), ActiveFlows: e.observer.Table.Len(),
 	}
 	for _, d := range now.cfg.WireGuard.Advertise {
@@ -60,45 +60,6 @@ func (e *Edge) wireguardAddr() string {
 		host = a.String()
 	}
 	return net.JoinHostPort(host, fmt.Sprint(e.tunnel.ListenPort()))
-}
-
-// Connectors implements admin.Source.
-func (e *Edge) Connectors() []client.Connector {
-	var out []client.Connector
-	for _, p := range e.nets.connectors() {
-		out = append(out, showConnector(p))
-	}
-	return out
-}
-
-func showConnector(p *tunnel.Peer) client.Connector {
-	s := p.State()
-	c := client.Connector{
-		Name: p.Name(), Network: p.NetworkName(), State: client.ConnectorDown,
-		PublicKey: p.PublicKey().String(), Overlay: p.Overlay().String(), Routes: texts(p.Routes()),
-		RTTMillis: millis(s.RTT), PathMTU: s.PathMTU, Handshake: s.LastHandshake,
-		RxBytes: s.RxBytes, TxBytes: s.TxBytes, Flows: s.Flows, Since: s.Since,
-	}
-	if s.Endpoint.IsValid() {
-		c.Endpoint = s.Endpoint.String()
-	}
-	if !s.LastHandshake.IsZero() {
-		c.HandshakeAge = millis(time.Since(s.LastHandshake))
-	}
-	if s.KeyShared {
-		c.Why = "two machines run with its key: give each its own"
-	}
-	switch {
-	case s.Alive && s.Draining:
-		c.State = client.ConnectorDraining
-	case s.Alive:
-		c.State = client.ConnectorUp
-	case s.Heard.IsZero():
-		c.Why = "it has not called yet: is it running, does it have this edge's public key, and does UDP reach this edge?"
-	default:
-		c.Why = fmt.Sprintf("nothing heard since %s", s.Heard.Format(time.RFC3339))
-	}
-	return c
 }
 
 // Networks implements admin.Source.
@@ -268,13 +229,27 @@ func (e *Edge) Flows(q client.FlowQuery) client.FlowList {
 	return list
 }
 
-// connectorStates and endpointStates are what the metrics show.
+// connectorStates, enrollmentState and endpointStates are what the metrics
+// show.
 func (e *Edge) connectorStates() []observe.ConnectorState {
 	var out []observe.ConnectorState
-	for _, p := range e.nets.connectors() {
-		out = append(out, observe.ConnectorState{Network: p.NetworkName(), Connector: p.Name(), Up: p.Alive(), RTT: p.RTT()})
+	for _, c := range e.registry.Connectors() {
+		state := observe.ConnectorState{Network: c.Network, Connector: c.Name, Reports: !c.LastSync.IsZero(), ClockOffset: c.ClockOffset}
+		if p := e.nets.peer(c.Name); p != nil {
+			state.Up, state.RTT = p.Alive(), p.RTT()
+		}
+		out = append(out, state)
 	}
 	return out
+}
+
+func (e *Edge) enrollmentState() observe.EnrollmentState {
+	c := e.registry.Counts()
+	tokens := make(map[string]int, len(c.Tokens))
+	for state, n := range c.Tokens {
+		tokens[string(state)] = n
+	}
+	return observe.EnrollmentState{Enrollments: c.Enrolments, Tokens: tokens, Syncs: c.Syncs, SyncsHeld: c.SyncsHeld}
 }
 
 func (e *Edge) endpointStates() []observe.EndpointState {
