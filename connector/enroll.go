@@ -42,23 +42,9 @@ const initiation = 148
 // *wire.Refusal where the edge refuses, or a sentence that says why there is
 // no answer; trying again may help unless it is a Refusal that is Final.
 func (c *Connector) enrolAt(ctx context.Context, edge EdgeSpec, public wgtypes.Key) (wire.EnrollAnswer, error) {
-	j := &joiner{
-		token: c.spec.Token,
-		edge:  edge,
-		deps:  c.deps,
-		local: c.spec.Listen.Addr(),
-		log:   c.log.With("edge", edge.String()),
-		who: wire.EnrollRequest{
-			PublicKey: wire.Key{Key: public},
-			Name:      plain(c.spec.Name, wire.MaxName),
-			Hostname:  plain(hostname(), wire.MaxName),
-			Version:   plain(c.deps.Version, wire.MaxText),
-		},
-	}
-	answer, err := j.join(ctx)
+	answer, err := c.newJoiner(edge, public).join(ctx)
 	var refusal *wire.Refusal
-	switch {
-	case err == nil, errors.As(err, &refusal):
+	if err == nil || errors.As(err, &refusal) {
 		return answer, err
 	}
 	return answer, fmt.Errorf("enrolling at edge %q: %w", edge, err)
@@ -74,6 +60,22 @@ type joiner struct {
 	log   *slog.Logger
 	tried []*call // the addresses, in the order to try them
 	met   bool    // a handshake was made, with whatever address
+}
+
+func (c *Connector) newJoiner(edge EdgeSpec, public wgtypes.Key) *joiner {
+	return &joiner{
+		token: c.spec.Token,
+		edge:  edge,
+		deps:  c.deps,
+		local: c.spec.Listen.Addr(),
+		log:   c.log.With("edge", edge.String()),
+		who: wire.EnrollRequest{
+			PublicKey: wire.Key{Key: public},
+			Name:      plain(c.spec.Name, wire.MaxName),
+			Hostname:  plain(hostname(), wire.MaxName),
+			Version:   plain(c.deps.Version, wire.MaxText),
+		},
+	}
 }
 
 // call is what came of calling one address of the edge.
