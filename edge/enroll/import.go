@@ -51,6 +51,10 @@ func writeRecord(t tokenRecord) string {
 	if err != nil {
 		panic(fmt.Sprintf("encoding a token's record: %v", err)) // of plain types alone
 	}
+	return sealRecord(body)
+}
+
+func sealRecord(body []byte) string {
 	return recordPrefix + base64.RawURLEncoding.EncodeToString(binary.BigEndian.AppendUint32(body, crc32.ChecksumIEEE(body)))
 }
 
@@ -74,7 +78,7 @@ func readRecord(text string) (tokenRecord, error) {
 		return tokenRecord{}, fail(BadRequest, "importing a token: the record's checksum matches but its content makes no sense: make a new token")
 	}
 	return tokenRecord{
-		ID: in.ID, Name: in.Name, Network: in.Network, Routes: in.Routes, Created: in.Created, Expires: in.Expires,
+		ID: in.ID, Name: in.Name, Network: in.Network, Routes: in.Routes, Created: in.Created.UTC(), Expires: in.Expires.UTC(),
 		Reusable: in.Reusable, Ephemeral: in.Ephemeral, Imported: true,
 		Edges: in.Edges, Bootstrap: in.Bootstrap, Preshared: in.Preshared,
 	}, nil
@@ -91,8 +95,11 @@ func (in record) sound() bool {
 	for _, key := range in.Bootstrap {
 		distinct[key] = true
 	}
+	if cleanTime(in.Created).IsZero() || cleanTime(in.Expires).IsZero() {
+		return false
+	}
 	return err == nil && len(id) == len(wire.TokenID{}) && in.ID == strings.ToLower(in.ID) &&
-		len(in.Bootstrap) == keys && len(distinct) == keys && !distinct[wire.Key{}] &&
+		len(in.Edges) > 0 && len(in.Bootstrap) == keys && len(distinct) == keys && !distinct[wire.Key{}] &&
 		in.Preshared.Key != (wgtypes.Key{}) && (in.Reusable || !in.Ephemeral)
 }
 
