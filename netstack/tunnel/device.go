@@ -99,7 +99,7 @@ func (t *Tunnel) admit(b []byte, now time.Time) (*link.Endpoint, []byte) {
 	}
 	s.heard(now, len(b))
 	self := t.self.Load()
-	if outer.Dst != self.overlay {
+	if !self.is(outer.Dst, now) {
 		t.refused.Add(string(WhyNotForUs), 1)
 		return nil, nil
 	}
@@ -137,7 +137,9 @@ func (t *Tunnel) overlayPacket(s *session, self *identity, outer shim.Packet, b 
 		t.echoed(s, self, e, b, now)
 		return nil, nil
 	case protoTCP:
-		if why = t.overlayTCP(s, outer.Payload, now); why == shim.OK {
+		if outer.Dst != self.overlay {
+			why = WhyNotForUs
+		} else if why = t.overlayTCP(s, outer.Payload, now); why == shim.OK {
 			return self.stack.link, b
 		}
 	}
@@ -154,5 +156,10 @@ func (t *Tunnel) echoed(s *session, self *identity, e echo, b []byte, now time.T
 	if e.ours && s.peer != nil {
 		s.peer.introduced(e)
 	}
-	t.outbox.control(appendReply(nil, b, self.overlay, s.overlay))
+	// The answer goes to the key in use, and that may be another by now.
+	to := s.overlay
+	if s.peer != nil {
+		to = s.peer.Overlay()
+	}
+	t.outbox.control(appendReply(nil, b, self.overlay, to))
 }

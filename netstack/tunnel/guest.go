@@ -92,14 +92,10 @@ func (g *Guest) Remove() {
 		return
 	}
 	g.gone = true
-	t := g.tunnel
-	t.byOverlay.Delete(g.session.overlay)
-	t.self.Load().stack.abort(g.session.overlay, 0)
-	g.session.uninstall()
-	t.mu.Lock()
-	delete(t.guests, g)
-	t.mu.Unlock()
-	t.release(g.session.key)
+	g.session.drop()
+	g.tunnel.mu.Lock()
+	defer g.tunnel.mu.Unlock()
+	delete(g.tunnel.guests, g)
 }
 
 // Renew lets the next machine in whatever its clock says: WireGuard refuses a
@@ -129,22 +125,22 @@ func (p *Peer) Demote(port uint16) (*Guest, error) {
 	if p.network == nil {
 		return nil, fmt.Errorf("demoting %q: it is no connector", p.name)
 	}
-	err := errGone
-	var g *Guest
-	p.removeOnce.Do(func() {
-		t, s := p.tunnel, p.session()
-		g = t.newGuest(p.name, port, s.copy())
-		g.heard.Store(p.open.Load())
-		t.byOverlay.Store(s.overlay, g.session)
-		t.self.Load().stack.abort(s.overlay, port)
-		p.detach()
-		if err = nil; !t.enter(g) {
-			err = ErrClosed
-			g.Remove()
-		}
-	})
-	if err != nil {
-		return nil, fmt.Errorf("demoting connector %q: %w", p.name, err)
+	p.changing.Lock()
+	defer p.changing.Unlock()
+	if p.removed {
+		return nil, fmt.Errorf("demoting connector %q: %w", p.name, errGone)
+	}
+	p.removed = true
+	p.dropOtherKeys()
+	t, s := p.tunnel, p.session()
+	g := t.newGuest(p.name, port, s.copy())
+	g.heard.Store(p.open.Load())
+	t.byOverlay.Store(s.overlay, g.session)
+	t.self.Load().stack.abort(s.overlay, port)
+	p.detach()
+	if !t.enter(g) {
+		g.Remove()
+		return nil, fmt.Errorf("demoting connector %q: %w", p.name, ErrClosed)
 	}
 	return g, nil
 }

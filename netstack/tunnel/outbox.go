@@ -63,6 +63,8 @@ type outbox struct {
 	lanes    map[uint32]*lane
 	lastSlot uint32
 	inFlight int
+	reading  bool // a lane has its turn
+	held     bool // nothing is read
 }
 
 // lane is one peer's place in the outbox, or the overlay stack's, which takes
@@ -125,6 +127,46 @@ func (o *outbox) remove(l *lane) {
 	o.unparkLocked()
 }
 
+// redirect changes where l's outer headers say that its packets go.
+func (o *outbox) redirect(l *lane, overlay netip.Addr) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	l.overlay = overlay
+}
+
+// hold keeps all packets back until resume, and waits until those that were
+// read have been sent, at most limit.
+func (o *outbox) hold(limit time.Duration) {
+	o.mu.Lock()
+	o.held = true
+	o.mu.Unlock()
+	o.poll(limit, func() bool { return !o.reading && o.inFlight == 0 })
+}
+
+// resume ends hold; self is our overlay address from now on. Echoes that wait
+// were made for the one before.
+func (o *outbox) resume(self netip.Addr) {
+	o.mu.Lock()
+	if o.self != self {
+		o.self, o.echoes = self, nil
+	}
+	o.held = false
+	o.mu.Unlock()
+	o.signal()
+}
+
+// poll waits until done, which is called with o.mu held, at most limit.
+func (o *outbox) poll(limit time.Duration, done func() bool) {
+	for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		o.mu.Lock()
+		ok := done()
+		o.mu.Unlock()
+		if ok {
+			return
+		}
+	}
+}
+
 // ready says that l's link has packets.
 func (o *outbox) ready(l *lane) {
 	o.mu.Lock()
@@ -160,16 +202,7 @@ func (o *outbox) signal() {
 
 // flushed waits until the echoes have been read, at most limit.
 func (o *outbox) flushed(limit time.Duration) {
-	deadline := time.Now().Add(limit)
-	for time.Now().Before(deadline) {
-		o.mu.Lock()
-		n := len(o.echoes)
-		o.mu.Unlock()
-		if n == 0 {
-			return
-		}
-		time.Sleep(time.Millisecond)
-	}
+	o.poll(limit, func() bool { return len(o.echoes) == 0 })
 }
 
 // close makes read return os.ErrClosed; call it once.
@@ -243,7 +276,7 @@ func (o *outbox) fill(bufs [][]byte, sizes []int, offset int) (n int, starved bo
 		n += got
 	}
 	o.mu.Lock()
-	starved = len(o.parked) > 0 || len(o.echoes) > 0
+	starved = !o.held && (len(o.parked) > 0 || len(o.echoes) > 0)
 	o.mu.Unlock()
 	return n, starved
 }
@@ -270,6 +303,9 @@ func (o *outbox) readBare(l *lane, bufs [][]byte, sizes []int, offset int) (got,
 func (o *outbox) fillEchoes(bufs [][]byte, sizes []int, offset int) int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.held {
+		return 0
+	}
 	n := min(len(o.echoes), len(bufs), maxEchoes-o.echoLane.inFlight)
 	for i := range n {
 		sizes[i] = copy(bufs[i][offset:], o.echoes[i])
@@ -301,7 +337,7 @@ type turn struct {
 func (o *outbox) next(room int) turn {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for len(o.turn) > 0 {
+	for len(o.turn) > 0 && !o.held {
 		l := o.turn[0]
 		o.turn = o.turn[1:]
 		budget := min(room, quantum, maxInFlightPeer-l.inFlight, maxInFlight-o.inFlight)
@@ -309,11 +345,14 @@ func (o *outbox) next(room int) turn {
 			// Cleared before the link is read: a packet that arrives behind
 			// the read lists the lane again.
 			l.listed = false
+			o.reading = true
 			return turn{lane: l, budget: budget, src: o.self, dst: l.overlay}
 		}
 		o.parked = append(o.parked, l)
 	}
-	o.turn = nil
+	if len(o.turn) == 0 {
+		o.turn = nil
+	}
 	return turn{}
 }
 
@@ -322,6 +361,7 @@ func (o *outbox) next(room int) turn {
 func (o *outbox) handed(l *lane, n int, more bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.reading = false
 	if o.lanes[l.slot] == l {
 		l.inFlight += n
 		o.inFlight += n

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"time"
 
-	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"github.com/warrenmesh/warren/netstack"
@@ -58,6 +57,9 @@ func (t *Tunnel) newOverlayStack(addr netip.Addr) (*overlayStack, error) {
 		return nil, fmt.Errorf("making the overlay's stack: %w", err)
 	}
 	o.link.SetOpen(true)
+	t.mu.Lock()
+	t.overlays[o] = struct{}{}
+	t.mu.Unlock()
 	return o, nil
 }
 
@@ -72,25 +74,6 @@ func (o *overlayStack) close(t *Tunnel) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.overlays, o)
-}
-
-// identity is who we are to our peers.
-type identity struct {
-	public  wgtypes.Key
-	overlay netip.Addr
-	stack   *overlayStack
-}
-
-func (t *Tunnel) newIdentity(public wgtypes.Key) (*identity, error) {
-	id := &identity{public: public, overlay: OverlayAddr(public)}
-	var err error
-	if id.stack, err = t.newOverlayStack(id.overlay); err != nil {
-		return nil, err
-	}
-	t.mu.Lock()
-	t.overlays[id.stack] = struct{}{}
-	t.mu.Unlock()
-	return id, nil
 }
 
 // abort ends the flows with one overlay address, but those to our port but (0:

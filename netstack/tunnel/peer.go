@@ -25,7 +25,7 @@ const shimLen = shim.HeaderLen
 type Peer struct {
 	tunnel   *Tunnel
 	name     string
-	cur      atomic.Pointer[session] // what we send in
+	cur      atomic.Pointer[session] // the key in use: what we send in
 	initiate bool                    // it is ours to begin handshakes: we are the connector
 
 	network *Network        // the edge's side; nil at a connector
@@ -41,18 +41,21 @@ type Peer struct {
 	suspect    atomic.Bool // the last echo was missed
 	boot       atomic.Uint64
 	bootBefore atomic.Uint64
-	shared     atomic.Bool // two machines use the peer's key
-	draining   atomic.Bool // the other end takes no new flows
-	held       atomic.Bool // our operator wants none for it
-	left       atomic.Bool // the other end said farewell
-	rebooted   atomic.Bool // news for watch
-	news       atomic.Bool // for OnPeer: draining, held or shared changed
-	moved      atomic.Bool // news for watch: the endpoint changed
+	shared     atomic.Bool               // two machines use the peer's key
+	draining   atomic.Bool               // the other end takes no new flows
+	held       atomic.Bool               // our operator wants none for it
+	left       atomic.Bool               // the other end said farewell
+	rebooted   atomic.Bool               // news for watch
+	news       atomic.Bool               // for OnPeer: draining, held or shared changed
+	moved      atomic.Bool               // news for watch: the endpoint changed
+	changed    atomic.Bool               // news for watch: another key is in use
+	rekeyed    atomic.Pointer[time.Time] // news for watch: our key changed; the last handshake with the one before
 
 	// Watch's own.
-	greeted time.Time // the handshake that greetSilent answered
 	forgot  bool      // renewHandshake forgot the session, and there is no other yet
 	shaken  time.Time // the handshake of the session that was forgotten
+	recall  time.Time // when to call again a peer that is alive and whose session was forgotten
+	recalls int       // how often that was done
 
 	// here ends, with errLost, when the peer dies; dials wait on it. Only
 	// watch replaces it; nil before the peer first came up.
@@ -65,7 +68,13 @@ type Peer struct {
 	asked uint16        // seq of the last echo for liveness
 	rtt   time.Duration // smoothed; 0: not measured
 
-	removeOnce sync.Once
+	changing sync.Mutex // held while keys come and go, and by Remove
+	removed  bool
+
+	keysMu sync.Mutex
+	keys   keys // besides cur, which changes with it held
+
+	before traffic // guarded by tunnel.deviceMu: what was counted with keys that were dropped
 }
 
 // presence is a peer's time from coming up to its death.
@@ -104,10 +113,10 @@ type PeerState struct {
 // Name is what the peer was added as.
 func (p *Peer) Name() string { return p.name }
 
-// PublicKey is the peer's public key.
+// PublicKey is the peer's public key; of several, the one in use.
 func (p *Peer) PublicKey() wgtypes.Key { return p.session().key }
 
-// Overlay is the peer's overlay address.
+// Overlay is the peer's overlay address: that of its PublicKey.
 func (p *Peer) Overlay() netip.Addr { return p.session().overlay }
 
 // session is the one that we send in.
@@ -157,13 +166,13 @@ func (p *Peer) Flows() int { return p.nic.Flows() }
 // State returns all of it. It asks the device, whose answer for all peers is
 // kept for a second.
 func (p *Peer) State() PeerState {
-	dev := p.session().state()
+	dev, bytes := p.totals()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return PeerState{
 		Alive: p.life.alive, Draining: p.draining.Load(), Held: p.held.Load(), KeyShared: p.shared.Load(), Since: p.life.since,
 		Heard: p.lastHeard(), RTT: p.rtt, PathMTU: p.mtu.working, BootID: p.boot.Load(),
-		Endpoint: dev.endpoint, LastHandshake: dev.handshake, RxBytes: dev.rx, TxBytes: dev.tx,
+		Endpoint: dev.endpoint, LastHandshake: dev.handshake, RxBytes: bytes.rx, TxBytes: bytes.tx,
 		Flows: p.nic.Flows(),
 	}
 }
@@ -206,14 +215,18 @@ func (t *Tunnel) newPeer(p *Peer, s *session, endpoint netip.AddrPort, sources [
 // Remove aborts the peer's flows and forgets it. Later calls do nothing. It
 // must not be called from OnPeer.
 func (p *Peer) Remove() {
-	p.removeOnce.Do(func() {
-		t, s := p.tunnel, p.session()
-		t.byOverlay.Delete(s.overlay)
-		t.self.Load().stack.abort(s.overlay, 0)
-		p.detach()
-		s.uninstall()
-		t.release(s.key)
-	})
+	p.changing.Lock()
+	defer p.changing.Unlock()
+	if p.removed {
+		return
+	}
+	p.removed = true
+	p.dropOtherKeys()
+	s := p.session()
+	p.tunnel.byOverlay.Delete(s.overlay)
+	p.tunnel.self.Load().stack.abort(s.overlay, 0)
+	p.detach()
+	s.drop()
 }
 
 // detach takes the peer out of its network and ends its NIC. The session must
@@ -280,9 +293,13 @@ func (p *Peer) heardAnew() time.Time {
 	p.mu.Lock()
 	since := p.life.since
 	p.mu.Unlock()
-	if heard.After(since) && p.session().lastHandshake().Equal(p.shaken) {
+	if !heard.After(since) {
+		return heard
+	}
+	if p.session().lastHandshake().Equal(p.shaken) {
 		return time.Time{}
 	}
+	p.forgot = false
 	return heard
 }
 
@@ -304,6 +321,11 @@ func (p *Peer) ceiling() int {
 // sendEcho sends a request of id, size bytes long on the overlay (0: as short
 // as it can be).
 func (p *Peer) sendEcho(id uint16, size int) {
+	p.sendEchoTo(p.session(), id, size)
+}
+
+// sendEchoTo is sendEcho, to the holder of one of the peer's keys.
+func (p *Peer) sendEchoTo(s *session, id uint16, size int) {
 	p.mu.Lock()
 	p.seq++
 	if id == echoIDLiveness {
@@ -311,7 +333,7 @@ func (p *Peer) sendEcho(id uint16, size int) {
 	}
 	e := echo{id: id, seq: p.seq, flags: p.tunnel.ourFlags(), boot: p.tunnel.boot, sent: p.tunnel.clock(time.Now())}
 	p.mu.Unlock()
-	p.tunnel.outbox.control(appendEcho(nil, p.tunnel.Overlay(), p.Overlay(), e, size))
+	p.tunnel.outbox.control(appendEcho(nil, p.tunnel.Overlay(), s.overlay, e, size))
 }
 
 // clock is the time that our echoes carry.

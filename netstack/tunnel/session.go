@@ -24,7 +24,9 @@ type session struct {
 	peer  *Peer
 	guest *Guest
 
-	quiet quiet // watch's own
+	// Watch's own.
+	quiet   quiet
+	greeted time.Time // the handshake that greetSilent answered
 
 	// Guarded by tunnel.deviceMu.
 	before  traffic   // what was counted in WireGuard peers of this session that are gone
@@ -35,7 +37,7 @@ type session struct {
 // traffic is WireGuard's count of bytes each way.
 type traffic struct{ rx, tx uint64 }
 
-func (t *traffic) add(rx, tx uint64) { t.rx, t.tx = t.rx+rx, t.tx+tx }
+func (t *traffic) add(u traffic) { t.rx, t.tx = t.rx+u.rx, t.tx+u.tx }
 
 func (t *Tunnel) newSession(key, psk wgtypes.Key) *session {
 	return &session{tunnel: t, key: key, psk: psk, overlay: OverlayAddr(key), rate: rate.NewLimiter(overlayRate, overlayBurst)}
@@ -61,7 +63,11 @@ func (s *session) heard(now time.Time, n int) {
 		s.guest.heard.Store(true)
 		return
 	}
-	s.peer.heard(now, n)
+	p := s.peer
+	if p.session() != s && !p.follow(s) {
+		return // a key that was left: what we send does not go there
+	}
+	p.heard(now, n)
 }
 
 // live reports whether the other end is there to be spoken to.
@@ -89,8 +95,7 @@ func (t *Tunnel) reserve(name string, key wgtypes.Key) error {
 	if t.closed {
 		return ErrClosed
 	}
-	_, known := t.keys[key]
-	if known || key == t.PublicKey() {
+	if _, known := t.keys[key]; known {
 		return fmt.Errorf("adding peer %q with key %s: %w", name, Abbreviate(key), ErrKnownKey)
 	}
 	t.keys[key] = struct{}{}
@@ -128,7 +133,12 @@ func (s *session) uninstall() {
 		return
 	}
 	s.gone = true
+	last := s.stateLocked()
 	t.device.RemovePeer([32]byte(s.key))
+	if s.peer != nil { // its counts stay the peer's
+		s.peer.before.add(s.before)
+		s.peer.before.add(last.traffic)
+	}
 }
 
 // renew removes the WireGuard peer and adds it again. gone is called between,
@@ -142,7 +152,7 @@ func (s *session) renew(gone func()) error {
 	}
 	last := s.stateLocked()
 	t.device.RemovePeer([32]byte(s.key))
-	s.before.add(last.rx, last.tx) // as it was last told: a count must not fall, nor jump
+	s.before.add(last.traffic) // as it was last told: a count must not fall, nor jump
 	s.renewed = time.Now()
 	gone()
 	return s.install(netip.AddrPort{})
@@ -151,6 +161,8 @@ func (s *session) renew(gone func()) error {
 // forget makes the next packet begin a new handshake at once; wireguard-go
 // alone would wait up to five seconds.
 func (s *session) forget() {
+	s.tunnel.deviceMu.Lock()
+	defer s.tunnel.deviceMu.Unlock()
 	if wg := s.tunnel.device.LookupPeer([32]byte(s.key)); wg != nil {
 		wg.ExpireCurrentKeypairs()
 	}

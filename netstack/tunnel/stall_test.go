@@ -18,6 +18,7 @@ type stall struct {
 	held   bool
 	kept   []func()
 	hellos int // handshake initiations among kept
+	losing int // handshake initiations to lose
 }
 
 func newStall(t *testing.T, edge netip.AddrPort) *stall {
@@ -67,15 +68,27 @@ func newStall(t *testing.T, edge netip.AddrPort) *stall {
 func (s *stall) pass(b []byte, send func([]byte)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	hello := b[0] == 1 // wireguard.com/protocol, first message
+	if hello && s.losing > 0 {
+		s.losing--
+		return
+	}
 	if !s.held {
 		send(b)
 		return
 	}
-	if b[0] == 1 { // wireguard.com/protocol, first message
+	if hello {
 		s.hellos++
 	}
 	b = append([]byte(nil), b...)
 	s.kept = append(s.kept, func() { send(b) })
+}
+
+// lose loses the next n handshake initiations.
+func (s *stall) lose(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.losing = n
 }
 
 func (s *stall) hold(held bool) {

@@ -14,7 +14,7 @@ import (
 type wgState struct {
 	endpoint  netip.AddrPort
 	handshake time.Time
-	rx, tx    uint64
+	traffic
 }
 
 // stateAge is how long an answer of the device serves: the device can only

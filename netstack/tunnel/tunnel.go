@@ -122,6 +122,8 @@ type Tunnel struct {
 
 	byOverlay sync.Map // netip.Addr → *session
 
+	changing sync.Mutex // held while our key changes
+
 	wake  chan struct{} // capacity 1: a peer has news for watch
 	stop  context.CancelFunc
 	ended sync.WaitGroup
@@ -131,7 +133,7 @@ type Tunnel struct {
 	answered time.Time
 
 	mu       sync.Mutex
-	keys     map[wgtypes.Key]struct{} // of all sessions, those in the making included
+	keys     map[wgtypes.Key]struct{} // of all sessions, those in the making included, and our own
 	peers    map[*Peer]struct{}
 	guests   map[*Guest]struct{}
 	overlays map[*overlayStack]struct{}
@@ -170,6 +172,7 @@ func New(cfg Config) (*Tunnel, error) {
 		networks: make(map[string]*Network),
 	}
 	public := cfg.PrivateKey.PublicKey()
+	t.keys[public] = struct{}{}
 	t.outbox = newOutbox(OverlayAddr(public), uint16(rand.Uint32())|1)
 	t.outbox.there = func(a netip.Addr) bool { s := t.sessionAt(a); return s != nil && s.live() }
 	self, err := t.newIdentity(public)

@@ -51,9 +51,11 @@ func (t *Tunnel) greetSilent() {
 		if p.initiate || p.open.Load() {
 			continue
 		}
-		if shaken := p.session().state().handshake; !shaken.Equal(p.greeted) {
-			p.greeted = shaken
-			p.sendEcho(echoIDLiveness, 0)
+		for _, s := range p.sessions() {
+			if shaken := s.state().handshake; !shaken.Equal(s.greeted) {
+				s.greeted = shaken
+				p.sendEchoTo(s, echoIDLiveness, 0)
+			}
 		}
 	}
 }
@@ -90,6 +92,7 @@ func (p *Peer) tick(s *pass) {
 	if p.rebooted.Swap(false) {
 		p.nic.AbortFlows(allFlows)
 	}
+	p.tickKeys(now)
 	open := p.open.Load() // before heard: a packet that opens the link is noted first
 	heard := p.heardAnew()
 	p.mu.Lock()
@@ -109,12 +112,40 @@ func (p *Peer) tick(s *pass) {
 		p.nic.MTUChanged()
 	}
 	p.apply(d)
+	p.callAgain(now, alive)
 	if probe > 0 {
 		p.sendEcho(echoIDPathMTU, probe+shimLen)
 	}
 	if news := p.news.Swap(false); (d.up || d.down || news) && p.tunnel.cfg.OnPeer != nil {
 		p.tunnel.cfg.OnPeer(p, p.State())
 	}
+}
+
+// tickKeys does what a change of key leaves to do, the peer's or ours.
+func (p *Peer) tickKeys(now time.Time) {
+	if p.changed.Swap(false) {
+		p.news.Store(true)
+		if old := p.otherKeys().old; old != nil {
+			p.tunnel.self.Load().stack.abort(old.overlay, 0) // the other end has ended them
+		}
+	}
+	if shaken := p.rekeyed.Swap(nil); shaken != nil && p.initiate {
+		p.forgot, p.shaken = true, *shaken
+		p.recall, p.recalls = now.Add(attemptGap(0)), 1
+	}
+}
+
+// callAgain begins another handshake with a peer that is alive and has not
+// answered the one that a change of our key began. liveness does it for the
+// dead.
+func (p *Peer) callAgain(now time.Time, alive bool) {
+	if !p.forgot || !alive || now.Before(p.recall) {
+		return
+	}
+	p.recall = now.Add(attemptGap(p.recalls))
+	p.recalls++
+	p.renewHandshake()
+	p.sendEcho(echoIDLiveness, 0)
 }
 
 // stepMTU advances p's path MTU, or begins anew below what the local route
@@ -142,7 +173,9 @@ func (p *Peer) apply(d deed) {
 		if here := p.here.Load(); here != nil {
 			here.end(errLost)
 		}
-		p.tunnel.self.Load().stack.abort(p.Overlay(), 0)
+		for _, s := range p.sessions() {
+			p.tunnel.self.Load().stack.abort(s.overlay, 0)
+		}
 	}
 	if d.up {
 		p.forgot = false
