@@ -113,8 +113,7 @@ type Connector struct {
 	state   *state.Dir // nil: nothing is to be remembered
 	started time.Time  // on the wall's clock
 
-	keyUse sync.RWMutex // held to enrol the key, and for writing to change it
-	warned sync.Once    // of a state directory that will not last
+	warned sync.Once // of a state directory that will not last
 
 	mu     sync.Mutex
 	edges  []*edge     // replaced by Run once

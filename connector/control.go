@@ -111,7 +111,7 @@ func (e *edge) control(ctx context.Context) error {
 		case errors.Is(err, errNoControl):
 			e.complain(err)
 			sleep(ctx, jittered(controlSlow))
-		case errors.As(err, &refusal) && refusal.Final():
+		case errors.As(err, &refusal) && refusal.Final() && refusal.Code != wire.CodeUnknown: // that may pass
 			return fmt.Errorf("%w: %w", ErrRefused, refusal)
 		default:
 			e.complain(err)

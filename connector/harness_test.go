@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"github.com/warrenmesh/warren/edge/wire"
 	"github.com/warrenmesh/warren/netstack/memnet"
 	"github.com/warrenmesh/warren/netstack/netx"
 	"github.com/warrenmesh/warren/netstack/tunnel"
@@ -31,6 +32,9 @@ type fakeTunnel struct {
 
 	mu       sync.Mutex
 	peers    map[string]*fakePeer
+	controls map[netip.Addr]*fakeControl // by the edge's overlay address
+	keys     []wgtypes.Key               // those that SetPrivateKey was given
+	keyErr   error                       // of SetPrivateKey
 	draining bool
 	closed   bool
 }
@@ -49,11 +53,28 @@ func (f *fakeTunnel) Join(cfg JoinConfig) (Peer, error) {
 	return p, nil
 }
 
-func (f *fakeTunnel) Dial(context.Context, netip.AddrPort) (net.Conn, error) {
-	return nil, netx.ErrRefused
+func (f *fakeTunnel) Dial(ctx context.Context, overlay netip.AddrPort) (net.Conn, error) {
+	f.mu.Lock()
+	c := f.controls[overlay.Addr()]
+	f.mu.Unlock()
+	if c == nil || overlay.Port() != wire.ControlPort {
+		return nil, netx.ErrRefused
+	}
+	return c.dial(ctx)
 }
 
-func (f *fakeTunnel) SetPrivateKey(wgtypes.Key) error { return nil }
+func (f *fakeTunnel) SetPrivateKey(key wgtypes.Key) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.keyErr != nil {
+		return f.keyErr
+	}
+	f.keys = append(f.keys, key)
+	for _, c := range f.controls {
+		c.hangUp()
+	}
+	return nil
+}
 
 func (f *fakeTunnel) SetDraining(d bool) {
 	f.mu.Lock()
@@ -84,9 +105,10 @@ func (f *fakeTunnel) peer(t *testing.T, name string) *fakePeer {
 type fakePeer struct {
 	cfg JoinConfig
 
-	mu    sync.Mutex
-	calls []netip.AddrPort // the endpoints that were set, in order
-	state State
+	mu      sync.Mutex
+	calls   []netip.AddrPort // the endpoints that were set, in order
+	state   State
+	removed bool
 }
 
 func (p *fakePeer) SetEndpoint(a netip.AddrPort) error {
@@ -109,7 +131,17 @@ func (p *fakePeer) State() State {
 
 func (p *fakePeer) Overlay() netip.Addr { return tunnel.OverlayAddr(p.cfg.PublicKey) }
 
-func (p *fakePeer) Remove() {}
+func (p *fakePeer) Remove() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.removed = true
+}
+
+func (p *fakePeer) isRemoved() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.removed
+}
 
 // set changes the state, as news from the tunnel.
 func (p *fakePeer) set(s State) {
@@ -243,7 +275,8 @@ type bench struct {
 	origins  *memnet.Net
 	log      *logLines
 	force    chan struct{}
-	asleep   atomic.Int64 // nanoseconds: how far the wall's clock is ahead
+	prepare  func(*Connector) // before it runs
+	asleep   atomic.Int64     // nanoseconds: how far the wall's clock is ahead
 
 	stop func()
 	end  chan error
@@ -290,6 +323,9 @@ func (b *bench) start() {
 		b.t.Fatal(err)
 	}
 	b.c = c
+	if b.prepare != nil {
+		b.prepare(c)
+	}
 	ctx, cancel := context.WithCancel(b.t.Context())
 	b.stop = cancel
 	go func() { b.end <- c.Run(ctx) }()
@@ -297,9 +333,11 @@ func (b *bench) start() {
 }
 
 // join makes the edge answer.
-func (b *bench) join() *fakePeer {
+func (b *bench) join() *fakePeer { return b.joinAt(testEdge) }
+
+func (b *bench) joinAt(name string) *fakePeer {
 	b.t.Helper()
-	p := b.tunnel.peer(b.t, testEdge)
+	p := b.tunnel.peer(b.t, name)
 	p.set(State{Alive: true, RTT: time.Millisecond})
 	synctest.Wait()
 	return p

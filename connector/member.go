@@ -163,12 +163,12 @@ func (e *edge) belongs() bool {
 	return e.declared || member != nil
 }
 
-// register enrols once, and remembers it. The key does not change meanwhile.
+// register enrols once, and remembers it.
 func (e *edge) register(ctx context.Context) (wire.EnrollAnswer, error) {
 	c := e.c
-	c.keyUse.RLock()
-	defer c.keyUse.RUnlock()
-	answer, err := c.enrol(ctx, EdgeSpec{PublicKey: e.spec.PublicKey, URLs: e.urls()}, c.ownKey().PublicKey())
+	key, done := c.rotation.enrol()
+	defer done()
+	answer, err := c.enrol(ctx, EdgeSpec{PublicKey: e.spec.PublicKey, URLs: e.urls()}, key.PublicKey())
 	if err != nil {
 		return wire.EnrollAnswer{}, err
 	}

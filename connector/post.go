@@ -93,7 +93,7 @@ func refused(response *http.Response) error {
 	if err := wire.Decode(response.Body, refusal); err == nil && refusal.Code != "" {
 		refusal.Message = plain(refusal.Message, wire.MaxText)
 		switch refusal.Code {
-		case wire.CodeUnknown, wire.CodeVersion, wire.CodeBadRequest:
+		case wire.CodeVersion, wire.CodeBadRequest:
 			return fmt.Errorf("%w: %w", errNoControl, refusal)
 		}
 		return refusal

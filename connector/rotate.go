@@ -31,9 +31,10 @@ type rotation struct {
 	asked chan struct{} // capacity 1
 	news  chan struct{} // capacity 1: an edge came, or is confirmed
 
-	mu      sync.Mutex
-	changes uint64 // of the key, in this run
-	why     string // why it cannot be changed; empty: it can, as far as is known
+	mu        sync.Mutex // held while the saved key changes
+	changes   uint64     // of the key, in this run
+	enrolling int        // edges that are being told the key of now
+	why       string     // why it cannot be changed; empty: it can, as far as is known
 }
 
 func newRotation(c *Connector) *rotation {
@@ -63,6 +64,20 @@ func (r *rotation) ask(generation uint64) {
 	select {
 	case r.asked <- struct{}{}:
 	default:
+	}
+}
+
+// enrol lends the key to an enrolment. Until that gives it back, having
+// remembered its edge, the key does not change.
+func (r *rotation) enrol() (key wgtypes.Key, done func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.enrolling++
+	return r.c.ownKey(), func() {
+		r.mu.Lock()
+		r.enrolling--
+		r.mu.Unlock()
+		r.poke()
 	}
 }
 
@@ -143,10 +158,13 @@ func (r *rotation) change(ctx context.Context) (why string) {
 		}
 		if len(missing) == 0 {
 			err := r.take(next, told)
-			if err == nil {
+			switch {
+			case err == nil:
+				r.use(ctx, next)
 				return ""
+			case !errors.Is(err, errNotTold):
+				return err.Error()
 			}
-			r.c.log.Warn("changing the key failed", "err", err)
 		} else if now := strings.Join(missing, ", "); now != waits {
 			waits = now
 			r.c.log.Info("the new key waits", "for", waits)
@@ -201,36 +219,46 @@ func (e *edge) tellKey(ctx context.Context, next wgtypes.Key) error {
 	return line.post(ctx, wire.PathKey, postWithin, wire.KeyRequest{PublicKey: wire.Key{Key: next}}, &answer)
 }
 
-// errNotTold: an edge has enrolled the old key meanwhile.
-var errNotTold = errors.New("an edge has been joined meanwhile, and has yet to learn the new key")
+// errNotTold: an edge has enrolled the old key meanwhile, or is about to.
+var errNotTold = errors.New("an edge has yet to learn the new key")
 
-// take makes the next key the connector's. No edge enrols meanwhile, and all
-// that have enrolled were told.
+// take makes the next key the one that is saved, where all edges that know the
+// old one were told.
 func (r *rotation) take(next wgtypes.Key, told map[*edge]bool) error {
 	c := r.c
-	c.keyUse.Lock()
-	defer c.keyUse.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.enrolling > 0 {
+		return errNotTold
+	}
 	for _, e := range c.list() {
 		if member, gone := e.membership(); member != nil && gone == nil && !told[e] {
 			return errNotTold
 		}
 	}
-	if c.ownKey() != next { // else the device alone is behind
-		if _, err := c.state.TakeNext(); err != nil {
-			return err
-		}
-		c.setKey(next)
-	}
-	r.mu.Lock()
-	r.changes++ // before the sessions of the old key end
-	r.mu.Unlock()
-	if err := c.device().SetPrivateKey(next); err != nil {
+	if _, err := c.state.TakeNext(); err != nil {
 		return err
 	}
+	c.setKey(next)
+	r.changes++ // before the sessions of the old key end
 	select {
 	case <-r.asked: // by the old key's grants
 	default:
 	}
-	c.log.Info("the key was changed", "public_key", tunnel.Abbreviate(next.PublicKey()))
 	return nil
+}
+
+// use makes the tunnel use the key that was taken. Until that works the edges
+// take the old one.
+func (r *rotation) use(ctx context.Context, key wgtypes.Key) {
+	var retry backoff
+	for ctx.Err() == nil {
+		err := r.c.device().SetPrivateKey(key)
+		if err == nil {
+			r.c.log.Info("the key was changed", "public_key", key.PublicKey().String())
+			return
+		}
+		r.c.log.Warn("changing the tunnel's key failed", "err", err)
+		sleep(ctx, retry.next())
+	}
 }
