@@ -330,3 +330,42 @@ func TestOneStateOneEdge(t *testing.T) {
 		t.Errorf("a second edge: %v", err)
 	}
 }
+
+// TestKeyChange: the flows of a connector go on while its key changes, and the
+// old key is nobody's then.
+func TestKeyChange(t *testing.T) {
+	w, c, old, _ := enrolledWorld(t)
+	conn := w.dialApp("web", "tcp")
+	hello(t, conn)
+	if _, err := w.admin.RotateConnector(t.Context(), "berlin-1"); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := c.sync(t, 0); err != nil || !a.Grant.Rotate {
+		t.Fatalf("asked for a new key: %+v, %v", a, err)
+	}
+	next := newKey(t)
+	if err := c.post(t.Context(), wire.ControlPort, wire.PathKey, wire.KeyRequest{PublicKey: wire.Key{Key: next.PublicKey()}}, new(struct{})); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetPrivateKey(next); err != nil {
+		t.Fatal(err)
+	}
+	hello(t, conn)
+	var a wire.SyncAnswer
+	await(t, "control from the new address", func() bool {
+		var err error
+		a, err = c.sync(t, 0)
+		return err == nil
+	})
+	if a.Grant.Rotate {
+		t.Error("it is asked for another key at once")
+	}
+	hello(t, conn)
+	got, _ := w.connectorNamed("berlin-1")
+	if got.PublicKey != next.PublicKey().String() || got.Flows != 1 || got.Rotation != "" {
+		t.Errorf("shown as %+v", got)
+	}
+	if _, known := w.nets.KeyAt(tunnel.OverlayAddr(old.PublicKey())); known {
+		t.Error("the old key is still in the tunnel")
+	}
+}

@@ -107,14 +107,19 @@ func (n *networks) SetRoutes(name string, routes []netip.Prefix) error {
 
 // AddKey implements enroll.Peers.
 func (n *networks) AddKey(name string, next wgtypes.Key) error {
-	if n.peer(name) == nil {
+	p := n.peer(name)
+	if p == nil {
 		return errNoConnector(name)
 	}
-	return fmt.Errorf("changing the key of connector %q to %s: the tunnel cannot yet", name, tunnel.Abbreviate(next))
+	return p.AddKey(next)
 }
 
 // DropKey implements enroll.Peers.
-func (n *networks) DropKey(string, wgtypes.Key) {}
+func (n *networks) DropKey(name string, key wgtypes.Key) {
+	if p := n.peer(name); p != nil {
+		p.DropKey(key)
+	}
+}
 
 // SetHeld implements enroll.Peers.
 func (n *networks) SetHeld(name string, held bool) {
