@@ -37,6 +37,8 @@ type fakeControl struct {
 	raw     string // what every request is answered with, where it is not empty
 	stall   bool   // and then nothing, not even an end
 
+	current wgtypes.Key // of who syncs; only through a real tunnel
+
 	syncs []wire.SyncRequest
 	keys  []wgtypes.Key // those that were registered
 	dials int
@@ -93,6 +95,22 @@ func (c *fakeControl) dial(ctx context.Context) (net.Conn, error) {
 	c.open[far] = true
 	go c.serve(far)
 	return near, nil
+}
+
+// promote ends a change of key, where key is the next one: the one before is
+// dropped.
+func (c *fakeControl) promote(key wgtypes.Key, drop func(old wgtypes.Key)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.current == key {
+		return
+	}
+	if c.current != (wgtypes.Key{}) {
+		drop(c.current)
+		c.answer.Grant.Rotate = false
+		c.answer.Revision++
+	}
+	c.current = key
 }
 
 // hangUp ends all connections.

@@ -2,7 +2,6 @@ package connector
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/netip"
 	"sync"
@@ -104,22 +103,7 @@ func (d *device) forget(key wgtypes.Key) {
 
 // Dial implements Tunnel.
 func (d *device) Dial(ctx context.Context, overlay netip.AddrPort) (net.Conn, error) {
-	t, ok := any(d.Tunnel).(interface {
-		DialOverlay(context.Context, netip.AddrPort) (net.Conn, error)
-	})
-	if !ok {
-		return nil, errors.ErrUnsupported
-	}
-	return t.DialOverlay(ctx, overlay)
-}
-
-// SetPrivateKey implements Tunnel.
-func (d *device) SetPrivateKey(key wgtypes.Key) error {
-	t, ok := any(d.Tunnel).(interface{ SetPrivateKey(wgtypes.Key) error })
-	if !ok {
-		return errors.ErrUnsupported
-	}
-	return t.SetPrivateKey(key)
+	return d.DialOverlay(ctx, overlay)
 }
 
 // devicePeer is a tunnel's peer in the connector's terms.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -131,7 +132,7 @@ func (e *edge) mayEnrol() bool {
 func (e *edge) enrol(ctx context.Context) error {
 	var retry backoff
 	for ctx.Err() == nil && !e.state().Alive {
-		answer, err := e.register(ctx)
+		answer, err := e.tryRegister(ctx)
 		var refusal *wire.Refusal
 		switch {
 		case err == nil:
@@ -140,7 +141,7 @@ func (e *edge) enrol(ctx context.Context) error {
 				e.c.warnVolatile()
 			}
 			return nil
-		case ctx.Err() != nil:
+		case ctx.Err() != nil, e.state().Alive:
 		case errors.As(err, &refusal) && refusal.Code == wire.CodeKnownKey && e.belongs():
 			e.log.Info("not enrolled", "reason", "the edge knows this connector's key already", "err", err)
 			e.invited = false
@@ -163,6 +164,21 @@ func (e *edge) belongs() bool {
 	return e.declared || member != nil
 }
 
+// tryRegister is register until the edge answers the connector's own key, as
+// one does that was away.
+func (e *edge) tryRegister(ctx context.Context) (wire.EnrollAnswer, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		for ctx.Err() == nil && !e.wait(ctx, answerWithin) {
+		}
+		cancel()
+	})
+	defer waiting.Wait()
+	defer cancel()
+	return e.register(ctx)
+}
+
 // register enrols once, and remembers it.
 func (e *edge) register(ctx context.Context) (wire.EnrollAnswer, error) {
 	c := e.c
@@ -180,9 +196,6 @@ func (e *edge) register(ctx context.Context) (wire.EnrollAnswer, error) {
 		TokenID:   c.spec.Token.ID.String(),
 		Ephemeral: answer.Ephemeral,
 		Since:     c.deps.Wall(),
-	}
-	if len(member.URLs) == 0 {
-		member.URLs = texts(e.spec.URLs)
 	}
 	e.mu.Lock()
 	e.member = &member

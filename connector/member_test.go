@@ -279,8 +279,28 @@ func TestEnrollingEndsWhenTheEdgeAnswers(t *testing.T) {
 		}
 		n := enroller.count()
 		time.Sleep(time.Hour)
+		synctest.Wait()
 		if enroller.count() != n {
 			t.Error("it enrols on")
+		}
+		if err := b.finish(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestEdgeAnswersDuringAnEnrolment(t *testing.T) {
+	invited(t, func(t *testing.T, b *bench, enroller *fakeEnroller, edge wgtypes.Key, _ *fakeControl) {
+		b.pending(edge, nil)
+		b.start() // an enrolment never ends by itself
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if enroller.count() != 1 {
+			t.Errorf("%d enrolments", enroller.count())
+		}
+		b.join()
+		if !b.c.Status().Ready() || !b.remembered(edge).Confirmed {
+			t.Error("the edge is not served")
 		}
 		if err := b.finish(); err != nil {
 			t.Error(err)

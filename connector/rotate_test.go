@@ -305,7 +305,7 @@ func TestKeyAndEnrolment(t *testing.T) {
 		answered := make(chan struct{})
 		enroller.set(second, func() (wire.EnrollAnswer, error) {
 			<-answered
-			return wire.EnrollAnswer{Name: "berlin-1", Network: "berlin"}, nil
+			return wire.EnrollAnswer{Name: "berlin-1", Network: "berlin", Edges: b.spec.Token.Edges[:1]}, nil
 		})
 		enroller.fails(third, errors.New("no answer"))
 		c := b.control(second)

@@ -16,6 +16,7 @@ import (
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"github.com/warrenmesh/warren/edge/wire"
 	"github.com/warrenmesh/warren/netstack/netx"
 	"github.com/warrenmesh/warren/netstack/tunnel"
 )
@@ -33,7 +34,7 @@ type realEdge struct {
 // openEdge opens an edge at listen that knows a connector, with routes to everything here.
 func openEdge(t *testing.T, key, connector wgtypes.Key, listen string) *realEdge {
 	t.Helper()
-	d, err := tunnel.New(tunnel.Config{PrivateKey: key, Listen: netip.MustParseAddrPort(listen)})
+	d, err := tunnel.New(tunnel.Config{PrivateKey: key, Listen: netip.MustParseAddrPort(listen), ControlPort: wire.ControlPort})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,6 +50,39 @@ func openEdge(t *testing.T, key, connector wgtypes.Key, listen string) *realEdge
 		t.Fatal(err)
 	}
 	return &realEdge{Tunnel: d, net: n, peer: p}
+}
+
+// serveControl gives the edge a control port. A key that is registered there
+// becomes the connector's once it syncs.
+func (e *realEdge) serveControl(t *testing.T) *fakeControl {
+	t.Helper()
+	l, err := e.ListenOverlay(t.Context(), wire.ControlPort)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newFakeControl()
+	c.refuse = func(r wire.KeyRequest) *wire.Refusal {
+		if err := e.peer.AddKey(r.PublicKey.Key); err != nil {
+			return wire.Refuse(wire.CodeUnavailable, "%v", err)
+		}
+		return nil
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			from := conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr()
+			if key, ok := e.KeyAt(from); ok {
+				c.promote(key, e.peer.DropKey)
+			}
+			serving.Go(func() { c.serve(conn) })
+		}
+	})
+	t.Cleanup(func() { _ = l.Close(); serving.Wait() })
+	return c
 }
 
 func (e *realEdge) addr() netip.AddrPort {
@@ -86,6 +120,7 @@ type realBench struct {
 	log  *logLines
 	c    *Connector
 
+	edges  int // at which it has enrolled
 	stop   context.CancelFunc
 	force  chan struct{}
 	end    chan error
@@ -146,7 +181,7 @@ func (b *realBench) start() {
 		}
 		<-done
 	})
-	for range b.spec.Edges {
+	for range max(b.edges, len(b.spec.Edges)) {
 		b.await(true)
 	}
 }
