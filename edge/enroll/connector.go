@@ -71,7 +71,7 @@ type connector struct {
 	absent time.Time // when a sweep first missed an ephemeral one; guarded by changing alone
 
 	// Syncs write these, with mu alone.
-	hold     *hold // that waits
+	hold     *hold // the latest that waits, or has given up
 	lastSync time.Time
 	report   wire.Report
 	offset   time.Duration

@@ -42,9 +42,9 @@ func TestAFailingStoreChangesNothing(t *testing.T) {
 	full := errors.New("no space left on device")
 	type scene struct {
 		*world
-		token, spare   wire.Token
-		web, gone, new wgtypes.Key
-		record         string
+		token, spare wire.Token
+		web, new     wgtypes.Key
+		record       string
 	}
 	unavailable := func(t *testing.T, refusal *wire.Refusal) { wantRefusal(t, refusal, wire.CodeUnavailable, "ask again") }
 	told := func(t *testing.T, err error) {

@@ -132,6 +132,7 @@ type fakePeers struct {
 	members  map[string]*fakeMember
 	renewed  map[wgtypes.Key]int
 	broken   error // that every method fails with which can
+	after    int   // with broken: only once so many more keys have been taken
 }
 
 type fakeMember struct {
@@ -171,7 +172,10 @@ func (p *fakePeers) ownerLocked(key wgtypes.Key) string {
 
 func (p *fakePeers) takeLocked(key wgtypes.Key) error {
 	if p.broken != nil {
-		return p.broken
+		if p.after == 0 {
+			return p.broken
+		}
+		p.after--
 	}
 	if owner := p.ownerLocked(key); owner != "" || key == (wgtypes.Key{}) {
 		p.t.Errorf("the tunnel was asked to take key %v, which is that of %q", key, owner)

@@ -59,6 +59,7 @@ type handler struct {
 // ServeHTTP implements http.Handler.
 func (h *handler) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	// From here on, so that a body which nobody wants cannot dawdle either.
+	// The server lifts it once it has all of the body.
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyWithin))
 	answer, refusal := h.answer(w, req)
 	status := http.StatusOK
@@ -93,12 +94,10 @@ func (h *handler) answer(w http.ResponseWriter, req *http.Request) (any, *wire.R
 	if refusal != nil {
 		return nil, refusal
 	}
-	control := http.NewResponseController(w)
 	return do(req.Context(), key, func(into any) *wire.Refusal {
 		if err := wire.Decode(http.MaxBytesReader(w, req.Body, h.port.maxBody), into); err != nil {
 			return wire.Refuse(wire.CodeBadRequest, "%s", clean(err.Error(), wire.MaxText))
 		}
-		_ = control.SetReadDeadline(time.Time{}) // or a held request would end with it
 		return nil
 	})
 }

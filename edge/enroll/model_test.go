@@ -25,12 +25,12 @@ type oracle struct {
 
 type oracleToken struct {
 	wire.Token
-	network             string
-	ephemeral           bool
-	expires             time.Time
-	revoked, spent      bool
-	ended               time.Time
-	forgotten, imported bool
+	network        string
+	ephemeral      bool
+	expires        time.Time
+	revoked, spent bool
+	ended          time.Time
+	forgotten      bool
 }
 
 type oracleConn struct {
@@ -414,9 +414,9 @@ func (p *play) create(broken bool) string {
 // then, and restarts at any point: the registry does what the oracle does, and
 // memory, tunnel and store agree after each step.
 func TestRandomOperationsAgainstAnOracle(t *testing.T) {
-	runs := 40
+	runs := 12
 	if testing.Short() {
-		runs = 5
+		runs = 3
 	}
 	for i := range runs {
 		seed := rand.Uint64()

@@ -93,7 +93,7 @@ func (r *Registry) dueTokens(now time.Time) []*token {
 	for _, t := range r.tokens {
 		_, at := t.rec.state(now)
 		switch {
-		case at.IsZero() || len(t.pending) > 0:
+		case at.IsZero():
 		case now.Sub(at) >= tellFor:
 			due = append(due, t)
 		case !t.guests:

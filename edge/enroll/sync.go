@@ -45,7 +45,6 @@ func (r *Registry) sync(ctx context.Context, key wgtypes.Key, req wire.SyncReque
 		}
 		r.metrics.held.Add(-1)
 		if ctx.Err() != nil {
-			r.leave(key, mine)
 			return wire.SyncAnswer{}, refusalOf(ctx)
 		}
 	}
@@ -130,15 +129,6 @@ func (r *Registry) look(key wgtypes.Key, mine *hold, revision uint64, overdue bo
 	}
 	c.hold = &hold{wake: make(chan struct{})}
 	return wire.SyncAnswer{}, c.hold, nil
-}
-
-// leave takes a hold away that nobody waits for.
-func (r *Registry) leave(key wgtypes.Key, mine *hold) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if c := r.byKey[key]; c != nil && c.hold == mine {
-		c.hold = nil
-	}
 }
 
 // stranger is what a caller is told whose key is no connector's.

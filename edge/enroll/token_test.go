@@ -320,8 +320,8 @@ func TestTheOldestEndedTokensMakeRoom(t *testing.T) {
 
 func TestATokenThatTheTunnelRefusesIsNone(t *testing.T) {
 	w := newWorld(t)
-	w.tun.broken = errors.New("65536 peers already")
-	_, err := w.CreateToken(TokenRequest{Network: "berlin", Routes: prefixes("10.0.0.0/16")})
+	w.tun.broken, w.tun.after = errors.New("65536 peers already"), 3 // of its eight keys
+	_, err := w.CreateToken(TokenRequest{Network: "berlin", Routes: prefixes("10.0.0.0/16"), Reusable: true})
 	wantError(t, err, Unavailable, "65536 peers")
 	if len(w.Tokens()) != 0 {
 		t.Error("it is there")
