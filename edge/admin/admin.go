@@ -51,6 +51,7 @@ type Control interface {
 	Reload(ctx context.Context) (client.ReloadResult, error)
 	// Drain begins or ends a drain, and returns at once.
 	Drain(ctx context.Context, r client.DrainRequest) (client.DrainResult, error)
+	Enrollment
 }
 
 // Enrollment is what the edge does about tokens, and about connectors one at a
@@ -88,17 +89,15 @@ const (
 
 // Server answers the API. Make it with New.
 type Server struct {
-	log        *slog.Logger
-	source     Source
-	control    Control
-	enrollment Enrollment // nil: its paths are not found
+	log     *slog.Logger
+	source  Source
+	control Control
 }
 
-// New returns a Server. log hears one line for each action; asking is not
-// logged. A control that is an Enrollment too is used as one.
+// New returns a Server. log hears one line for each action that the control
+// does not log itself; asking is not logged.
 func New(log *slog.Logger, source Source, control Control) *Server {
-	enrollment, _ := control.(Enrollment)
-	return &Server{log: log, source: source, control: control, enrollment: enrollment}
+	return &Server{log: log, source: source, control: control}
 }
 
 // Serve answers on ln until ctx ends, and closes ln. Requests that run then

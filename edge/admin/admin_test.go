@@ -38,6 +38,8 @@ type edge struct {
 	mu     sync.Mutex
 	query  client.FlowQuery
 	killed []uint64
+	asked  []string // of Enrollment, in words
+	token  client.TokenRequest
 	probe  func(context.Context, client.ProbeRequest) (client.ProbeResult, error)
 	reload func(context.Context) (client.ReloadResult, error)
 	drain  func(context.Context, client.DrainRequest) (client.DrainResult, error)

@@ -29,9 +29,7 @@ func (s *Server) Handler() http.Handler {
 		"/v1/reload":     {http.MethodPost: s.reload},
 		"/v1/drain":      {http.MethodPost: s.drain},
 	}
-	if s.enrollment != nil {
-		maps.Copy(routes, s.enrollmentRoutes())
-	}
+	maps.Copy(routes, s.enrollmentRoutes())
 	mux := http.NewServeMux()
 	for path, methods := range routes {
 		mux.HandleFunc(path, byMethod(methods))

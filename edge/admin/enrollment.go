@@ -10,7 +10,7 @@ import (
 // enrollmentRoutes are the paths of tokens, and of actions on a connector.
 func (s *Server) enrollmentRoutes() map[string]map[string]http.HandlerFunc {
 	return map[string]map[string]http.HandlerFunc{
-		"/v1/tokens":                   {http.MethodGet: show(list(s.enrollment.Tokens)), http.MethodPost: s.createToken},
+		"/v1/tokens":                   {http.MethodGet: show(list(s.control.Tokens)), http.MethodPost: s.createToken},
 		"/v1/tokens/import":            {http.MethodPost: s.importToken},
 		"/v1/tokens/{id}":              {http.MethodDelete: s.revokeToken},
 		"/v1/connectors/{name}/revoke": {http.MethodPost: s.revokeConnector},
@@ -31,7 +31,7 @@ func (s *Server) createToken(w http.ResponseWriter, r *http.Request) {
 		fail(w, badRequest(err))
 		return
 	}
-	act(w, r, func(context.Context) (client.CreatedToken, error) { return s.enrollment.CreateToken(request) })
+	act(w, r, func(context.Context) (client.CreatedToken, error) { return s.control.CreateToken(request) })
 }
 
 func (s *Server) importToken(w http.ResponseWriter, r *http.Request) {
@@ -40,7 +40,7 @@ func (s *Server) importToken(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	act(w, r, func(context.Context) (client.Token, error) { return s.enrollment.ImportToken(request.Record) })
+	act(w, r, func(context.Context) (client.Token, error) { return s.control.ImportToken(request.Record) })
 }
 
 func (s *Server) revokeToken(w http.ResponseWriter, r *http.Request) {
@@ -48,7 +48,7 @@ func (s *Server) revokeToken(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	act(w, r, func(context.Context) (client.Token, error) { return s.enrollment.RevokeToken(r.PathValue("id")) })
+	act(w, r, func(context.Context) (client.Token, error) { return s.control.RevokeToken(r.PathValue("id")) })
 }
 
 func (s *Server) revokeConnector(w http.ResponseWriter, r *http.Request) {
@@ -56,7 +56,7 @@ func (s *Server) revokeConnector(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	actOn(w, r, s.enrollment.RevokeConnector)
+	actOn(w, r, s.control.RevokeConnector)
 }
 
 func (s *Server) grantConnector(w http.ResponseWriter, r *http.Request) {
@@ -71,7 +71,7 @@ func (s *Server) grantConnector(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	actOn(w, r, func(name string) (client.ConnectorResult, error) {
-		return s.enrollment.GrantConnector(name, routes)
+		return s.control.GrantConnector(name, routes)
 	})
 }
 
@@ -80,7 +80,7 @@ func (s *Server) rotateConnector(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	actOn(w, r, s.enrollment.RotateConnector)
+	actOn(w, r, s.control.RotateConnector)
 }
 
 func (s *Server) drainConnector(w http.ResponseWriter, r *http.Request) {
@@ -90,7 +90,7 @@ func (s *Server) drainConnector(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	actOn(w, r, func(name string) (client.ConnectorResult, error) {
-		return s.enrollment.DrainConnector(name, request.Off)
+		return s.control.DrainConnector(name, request.Off)
 	})
 }
 

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -14,15 +13,8 @@ import (
 	"github.com/warrenmesh/warren/edge/admin/client"
 )
 
-// enroller is an edge that enrols: it notes what it is asked for, and refuses
-// whatever is named "no".
-type enroller struct {
-	*edge
-	asked []string
-	token client.TokenRequest
-}
-
-func (e *enroller) note(format string, args ...any) error {
+// note keeps what the edge is asked for; it refuses whatever is named "no".
+func (e *edge) note(format string, args ...any) error {
 	e.asked = append(e.asked, fmt.Sprintf(format, args...))
 	if strings.Contains(e.asked[len(e.asked)-1], " no") {
 		return &client.Error{Code: client.CodeRefused, Message: "it will not"}
@@ -35,35 +27,35 @@ var token = client.Token{ID: "0123456789abcdef", Name: "berlin-1", Network: "ber
 
 const tokenText = "wrn1_secret"
 
-func (e *enroller) Tokens() []client.Token { return []client.Token{token} }
-func (e *enroller) CreateToken(r client.TokenRequest) (client.CreatedToken, error) {
+func (e *edge) Tokens() []client.Token { return []client.Token{token} }
+func (e *edge) CreateToken(r client.TokenRequest) (client.CreatedToken, error) {
 	e.token = r
 	return client.CreatedToken{Token: token, Text: tokenText, Record: "record"}, e.note("create %s", r.Network)
 }
-func (e *enroller) ImportToken(record string) (client.Token, error) {
+func (e *edge) ImportToken(record string) (client.Token, error) {
 	return token, e.note("import %s", record)
 }
-func (e *enroller) RevokeToken(id string) (client.Token, error) { return token, e.note("end %s", id) }
-func (e *enroller) result() client.ConnectorResult {
+func (e *edge) RevokeToken(id string) (client.Token, error) { return token, e.note("end %s", id) }
+func (e *edge) result() client.ConnectorResult {
 	return client.ConnectorResult{Connector: e.connectors[0], Aborted: 3, Note: "so"}
 }
-func (e *enroller) RevokeConnector(name string) (client.ConnectorResult, error) {
+func (e *edge) RevokeConnector(name string) (client.ConnectorResult, error) {
 	return e.result(), e.note("revoke %s", name)
 }
-func (e *enroller) GrantConnector(name string, routes []netip.Prefix) (client.ConnectorResult, error) {
+func (e *edge) GrantConnector(name string, routes []netip.Prefix) (client.ConnectorResult, error) {
 	return e.result(), e.note("grant %s %v", name, routes)
 }
-func (e *enroller) RotateConnector(name string) (client.ConnectorResult, error) {
+func (e *edge) RotateConnector(name string) (client.ConnectorResult, error) {
 	return e.result(), e.note("rotate %s", name)
 }
-func (e *enroller) DrainConnector(name string, off bool) (client.ConnectorResult, error) {
+func (e *edge) DrainConnector(name string, off bool) (client.ConnectorResult, error) {
 	return e.result(), e.note("drain %s %v", name, off)
 }
 
 func TestEnrollment(t *testing.T) {
-	e := &enroller{edge: full()}
+	e := full()
 	ctx := t.Context()
-	c := serveOn(t, filepath.Join(t.TempDir(), "warren.sock"), New(slog.New(slog.DiscardHandler), e, e))
+	_, c := serve(t, e)
 
 	tokens, err := c.Tokens(ctx)
 	if diff := cmp.Diff([]client.Token{token}, tokens); err != nil || diff != "" {
@@ -112,7 +104,7 @@ func TestEnrollment(t *testing.T) {
 }
 
 func TestEnrollmentRefusals(t *testing.T) {
-	e := &enroller{edge: full()}
+	e := full()
 	h := New(slog.New(slog.DiscardHandler), e, e).Handler()
 	tests := []struct {
 		name, method, path, body string
