@@ -37,7 +37,7 @@ func TestConnectorShow(t *testing.T) {
 		"berlin-1": "connector berlin-1\nnetwork berlin\nstate up since 1h0m ago\n" +
 			"known by token 0123456789abcdef, enrolled 2d0h ago\npublic key " + edgeKey + "\nkey age 1d0h\noverlay fd77:6172:7265::1\n" +
 			"routes 10.0.0.0/16\nlimits 100 TCP flows\nfrom 192.0.2.1:4000\nround trip 12 ms\nlast handshake 1m0s ago\n" +
-			"path MTU 1400 bytes inside the tunnel\nreceived 2.0 KiB\nsent 1.0 KiB\nopen flows 3\ngrant revision 4\n" +
+			"path MTU 1400 bytes inside the tunnel\nreceived 2.0 KiB\nsent 1.0 KiB\nopen flows 3\n" +
 			"reported 2s ago\nversion v0.3.0\nhost gw.berlin\nrunning for 1h30m\nclock warning: 1h0m behind the edge's: set it, as with NTP\n" +
 			"its load 2 TCP flows, 1 UDP flows, load average 0.50 on 4 CPUs, 64.0 MiB of memory\nfailed dials 7\ndropped 1 packets\n\n" +
 			"ORIGIN RESULT TIMES LAST ERROR\ntcp/10.0.0.10:5432 refused 7 1m0s ago connection refused",

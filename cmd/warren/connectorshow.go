@@ -58,9 +58,6 @@ func (p *program) printConnector(c client.Connector) error {
 	f.add("received", byteCount(c.RxBytes))
 	f.add("sent", byteCount(c.TxBytes))
 	f.add("open flows", fmt.Sprint(c.Flows))
-	if c.Revision > 0 {
-		f.add("grant", fmt.Sprintf("revision %d", c.Revision))
-	}
 	if c.Report != nil {
 		addReport(f, *c.Report)
 	}

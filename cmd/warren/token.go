@@ -165,7 +165,7 @@ It is shown this once, and is not needed any more once the connector is up. As
 others on that machine may see a command line, these are safer there:
 
   warren connector run --token-file FILE     a file with mode 0600 that holds the token
-  warren connector run --token-file -        paste it, then end the input with Ctrl-D
+  warren connector run --token-file -        paste it, then press Enter
   WARREN_TOKEN in the environment            for containers
 `, made.Text)
 	if err != nil || made.Record == "" {
