@@ -20,8 +20,10 @@ const (
 	// carries a packet within 3 s, or is given up.
 	postDial   = 10 * time.Second
 	postWithin = 10 * time.Second
-	// controlSlow is how often an edge that speaks no control is asked again.
-	controlSlow = 5 * time.Minute
+	// controlSlow is how often an edge that speaks no control is asked again
+	// after controlTries, in which one that has just started begins to.
+	controlSlow  = 5 * time.Minute
+	controlTries = 6
 	// urgentEvery is how often a sync that the edge holds may be ended early
 	// for news of ours.
 	urgentEvery = 2 * time.Second
@@ -104,21 +106,27 @@ func (e *edge) control(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := e.session(ctx, &retry)
 		e.ctl.set(false)
-		var refusal *wire.Refusal
 		switch {
 		case ctx.Err() != nil, errors.Is(err, errNews), errors.Is(err, errRekeyed):
 			continue
-		case errors.Is(err, errNoControl):
-			e.complain(err)
-			sleep(ctx, jittered(controlSlow))
-		case errors.As(err, &refusal) && refusal.Final() && refusal.Code != wire.CodeUnknown: // that may pass
-			return fmt.Errorf("%w: %w", ErrRefused, refusal)
-		default:
-			e.complain(err)
-			sleep(ctx, retry.next())
+		case over(err):
+			return fmt.Errorf("%w: %w", ErrRefused, err)
 		}
+		e.complain(err)
+		delay := retry.next()
+		if errors.Is(err, errNoControl) && retry.failures > controlTries {
+			delay = jittered(controlSlow)
+		}
+		sleep(ctx, delay)
 	}
 	return nil
+}
+
+// over tells whether the edge has refused this connector for good. One that
+// knows nobody by its key may, once it has read its own state.
+func over(err error) bool {
+	var refusal *wire.Refusal
+	return errors.As(err, &refusal) && refusal.Final() && refusal.Code != wire.CodeUnknown && !errors.Is(err, errNoControl)
 }
 
 // complain says why there is no control, once in a row of failures.

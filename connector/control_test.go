@@ -200,6 +200,47 @@ func TestGrantedLimits(t *testing.T) {
 	})
 }
 
+// At the edge's limit, too, an idle UDP flow makes room; its other place is
+// given back with it.
+func TestGrantedLimitOfUDPFlows(t *testing.T) {
+	controlled(t, func(t *testing.T, b *bench, c *fakeControl) {
+		l, err := b.origins.ListenPacket(at("10.0.0.53:53")[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = l.Close() }()
+		c.answer.Grant.MaxUDPFlows = 1
+		b.start()
+		p := b.join()
+		open := func() (*udpRequest, <-chan struct{}) {
+			r, ended := newUDPRequest("10.0.0.53:53"), make(chan struct{})
+			go func() { defer close(ended); p.cfg.UDP(r) }()
+			synctest.Wait()
+			return r, ended
+		}
+		first, firstEnd := open()
+		second, secondEnd := open()
+		<-secondEnd
+		if err := errors.Join(first.verdict(t), second.verdict(t)); netx.Classify(err) != netx.ErrUnreachable || b.dials("udp", resultLimit) != 1 {
+			t.Errorf("the flows got %v", err)
+		}
+		time.Sleep(yieldAfter)
+		third, thirdEnd := open()
+		<-firstEnd
+		if err := third.verdict(t); err != nil {
+			t.Error(err)
+		}
+		if n := b.c.Status().UDPFlows; n != 1 {
+			t.Errorf("%d flows live", n)
+		}
+		_ = third.edge.Close()
+		if err := b.finish(); err != nil {
+			t.Error(err)
+		}
+		<-thirdEnd
+	})
+}
+
 func TestEdgeDrainsTheConnector(t *testing.T) {
 	controlled(t, func(t *testing.T, b *bench, c *fakeControl) {
 		b.echoes("10.0.0.10:80")

@@ -78,14 +78,20 @@ func (p *poster) exchange(path string, message, answer any) error {
 	p.limit.N = wire.MaxBody + maxHeader
 	response, err := http.ReadResponse(p.in, request)
 	if err != nil {
-		return err
+		return quoted(err)
 	}
 	defer func() { _ = response.Body.Close() }()
 	if response.StatusCode != http.StatusOK {
 		return refused(response)
 	}
-	return wire.Decode(response.Body, answer)
+	if err := wire.Decode(response.Body, answer); err != nil {
+		return quoted(err)
+	}
+	return nil
 }
+
+// quoted is an error that may hold any of what came, fit for a log.
+func quoted(err error) error { return errors.New(plain(err.Error(), wire.MaxText)) }
 
 // refused is the error that an answer without success is.
 func refused(response *http.Response) error {
