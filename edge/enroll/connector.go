@@ -18,7 +18,7 @@ type ConnectorState string
 const (
 	ConnectorPending   ConnectorState = "pending"    // its key has not synced yet
 	ConnectorEnrolled  ConnectorState = "enrolled"   // or declared
-	ConnectorNoNetwork ConnectorState = "no_network" // edge.toml no longer has its network
+	ConnectorNoNetwork ConnectorState = "no_network" // it is not in the tunnel: see Why
 	ConnectorRevoked   ConnectorState = "revoked"    // declared, but its key is denied
 )
 

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
+	"github.com/warrenmesh/warren/edge/wire"
 )
 
 // clock is a time that tests move.
@@ -136,11 +138,11 @@ type fakePeers struct {
 }
 
 type fakeMember struct {
-	Member
-	next     wgtypes.Key
-	held     bool
-	dead     bool
-	declared bool
+	Member    // with the key in use
+	next, old wgtypes.Key
+	held      bool
+	dead      bool
+	declared  bool
 }
 
 func newFakePeers(t testing.TB) *fakePeers {
@@ -163,7 +165,7 @@ func (p *fakePeers) ownerLocked(key wgtypes.Key) string {
 		return g.Name
 	}
 	for _, m := range p.members {
-		if m.PublicKey == key || m.next == key {
+		if m.PublicKey == key || m.next == key || m.old == key {
 			return m.Name
 		}
 	}
@@ -206,6 +208,9 @@ func (p *fakePeers) KeyAt(overlay netip.Addr) (wgtypes.Key, bool) {
 func (p *fakePeers) AddGuest(g Guest) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if kept, ok := p.guests[g.PublicKey]; ok && kept.Port == wire.ControlPort && kept == g {
+		return errors.New("known key") // that a demotion has kept
+	}
 	if err := p.takeLocked(g.PublicKey); err != nil {
 		return err
 	}
@@ -287,8 +292,16 @@ func (p *fakePeers) AddKey(name string, next wgtypes.Key) error {
 	if err := p.takeLocked(next); err != nil {
 		return err
 	}
-	m.next = next
+	m.next, m.old = next, wgtypes.Key{}
 	return nil
+}
+
+// follow is what the tunnel does at the first packet of a next key.
+func (p *fakePeers) follow(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	m := p.members[name]
+	m.PublicKey, m.next, m.old = m.next, wgtypes.Key{}, m.PublicKey
 }
 
 func (p *fakePeers) DropKey(name string, key wgtypes.Key) {
@@ -299,6 +312,8 @@ func (p *fakePeers) DropKey(name string, key wgtypes.Key) {
 	case m == nil:
 	case m.next == key:
 		m.next = wgtypes.Key{}
+	case m.old == key:
+		m.old = wgtypes.Key{}
 	case m.PublicKey == key && m.next != (wgtypes.Key{}):
 		m.PublicKey, m.next = m.next, wgtypes.Key{}
 	default:

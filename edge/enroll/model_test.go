@@ -152,14 +152,11 @@ func (o *oracle) sync(key wgtypes.Key, broken bool) wire.Code {
 }
 
 func (o *oracle) changeKey(key, next wgtypes.Key, broken bool) wire.Code {
+	if code := o.sync(key, broken); code != "" {
+		return code
+	}
 	c := o.of(key)
 	switch {
-	case c == nil && o.denied[key]:
-		return wire.CodeRevoked
-	case c == nil:
-		return wire.CodeUnknown
-	case c.pending:
-		return wire.CodeNotAllowed
 	case c.next == next || c.key == next && key == next:
 		return ""
 	case o.known(next):

@@ -69,25 +69,32 @@ func (r *Registry) Revoke(name string) error {
 // cutOff takes a denied connector out of its network and leaves its keys as
 // guests that are told.
 func (r *Registry) cutOff(c *connector, denied []*denial, now time.Time) {
-	guests := denied
+	kept := false
 	if !c.asleep {
-		if err := r.peers.Demote(c.rec.Name, wire.ControlPort); err != nil {
-			r.log.Error("a revoked connector cannot be told so: "+err.Error(), "connector", c.rec.Name)
+		err := r.peers.Demote(c.rec.Name, wire.ControlPort)
+		if kept = err == nil; !kept {
+			r.log.Error("a revoked connector is cut off, but not told so at once: "+err.Error(), "connector", c.rec.Name)
 			r.peers.RemoveConnector(c.rec.Name)
-		} else {
-			guests = denied[1:] // the tunnel has kept the first
 		}
 	}
-	for _, d := range guests {
-		r.addDenialGuest(d)
+	for _, d := range denied {
+		switch {
+		case !kept:
+			r.addDenialGuest(d)
+		case len(denied) > 1: // the tunnel knows which of the two it has kept
+			_ = r.peers.AddGuest(d.guest())
+		}
 	}
 	r.trimDenialGuests(now, denied)
 }
 
-// addDenialGuest lets a denied key reach the control port, to be told.
+// guest is how a denied key reaches the control port, to be told.
+func (d *denial) guest() Guest {
+	return Guest{Name: "revoked " + d.rec.Name, PublicKey: d.rec.Key.Key, Port: wire.ControlPort}
+}
+
 func (r *Registry) addDenialGuest(d *denial) {
-	err := r.peers.AddGuest(Guest{Name: "revoked " + d.rec.Name, PublicKey: d.rec.Key.Key, Port: wire.ControlPort})
-	if err != nil {
+	if err := r.peers.AddGuest(d.guest()); err != nil {
 		r.log.Error("a revoked connector cannot be told so: "+err.Error(), "connector", d.rec.Name)
 	}
 }

@@ -69,12 +69,21 @@ func TestRevokingAPendingConnector(t *testing.T) {
 }
 
 func TestRevokingInTheMiddleOfAChangeOfKeyDeniesBoth(t *testing.T) {
+	for name, followed := range map[string]bool{"before the first packet": false, "after it": true} {
+		t.Run(name, func(t *testing.T) { revokeInTheMiddle(t, followed) })
+	}
+}
+
+func revokeInTheMiddle(t *testing.T, followed bool) {
 	w := newWorld(t)
 	_, token := w.token()
 	_, key := w.enrolled(token, "web")
 	next := newKey()
 	if refusal := w.changeKey(key, wire.KeyRequest{PublicKey: wire.Key{Key: next}}); refusal != nil {
 		t.Fatal(refusal)
+	}
+	if followed {
+		w.tun.follow("web")
 	}
 	if err := w.Revoke("web"); err != nil {
 		t.Fatal(err)
@@ -254,6 +263,26 @@ func TestRotation(t *testing.T) {
 	})
 }
 
+// A call of any kind shows that the key is there.
+func TestTheFirstCallOfAKeyMayAskForAnother(t *testing.T) {
+	w := newWorld(t)
+	_, token := w.token()
+	keys := []wgtypes.Key{newKey(), newKey(), newKey(), newKey()}
+	if _, refusal := w.register(token, keys[0], "web"); refusal != nil {
+		t.Fatal(refusal)
+	}
+	for i, key := range keys[:3] {
+		if refusal := w.changeKey(key, wire.KeyRequest{PublicKey: wire.Key{Key: keys[i+1]}}); refusal != nil {
+			t.Fatal(refusal)
+		}
+		w.check()
+		if c := w.connector("web"); c.State != ConnectorEnrolled || c.PublicKey != key || c.NextKey != keys[i+1] {
+			t.Errorf("after %d calls: %+v", i+1, c)
+		}
+		w.tun.follow("web")
+	}
+}
+
 func TestKeysThatAreRefused(t *testing.T) {
 	w := newWorld(t, withDeclared)
 	created, token := w.token(reusable)
@@ -289,7 +318,6 @@ func TestKeysThatAreRefused(t *testing.T) {
 			w.check()
 		})
 	}
-	wantRefusal(t, w.changeKey(pending, wire.KeyRequest{PublicKey: wire.Key{Key: newKey()}}), wire.CodeNotAllowed, "not confirmed")
 	wantError(t, w.Rotate("pending"), Refused, "not confirmed")
 	wantError(t, w.Rotate("nobody"), NotFound)
 

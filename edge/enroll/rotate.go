@@ -38,8 +38,11 @@ func (r *Registry) Rotate(name string) error {
 }
 
 // changeKey registers a connector's next key. From then on its packets may come from
-// either; its first sync from the next one ends the change.
+// either; its first call from the next one ends the change.
 func (r *Registry) changeKey(key wgtypes.Key, req wire.KeyRequest) *wire.Refusal {
+	if refusal := r.welcome(key); refusal != nil {
+		return refusal
+	}
 	r.changing.Lock()
 	defer r.changing.Unlock()
 	next := req.PublicKey.Key
@@ -51,8 +54,6 @@ func (r *Registry) changeKey(key wgtypes.Key, req wire.KeyRequest) *wire.Refusal
 		return wire.Refuse(wire.CodeBadRequest, "the request has no public key")
 	case c.declared:
 		return wire.Refuse(wire.CodeNotAllowed, "the key of connector %q is declared in the edge's config, and changes there alone", c.rec.Name)
-	case c.rec.Pending:
-		return wire.Refuse(wire.CodeNotAllowed, "connector %q is not confirmed yet: sync first", c.rec.Name)
 	case next == c.rec.Next.Key || next == c.rec.Key.Key && key == next:
 		return nil // the answer to the first request was lost, or the change is over
 	}

@@ -95,8 +95,8 @@ type Peers interface {
 	AddConnector(Member) error
 	// RemoveConnector ends a connector, its flows and its keys.
 	RemoveConnector(name string)
-	// Demote ends a connector and its flows, declared ones too, but keeps its
-	// key as a guest's on that port.
+	// Demote ends a connector and its flows, declared ones too, but keeps the
+	// key that it uses as a guest's on that port.
 	Demote(name string, port uint16) error
 	// SetRoutes aborts the flows that the routes no longer cover.
 	SetRoutes(name string, routes []netip.Prefix) error

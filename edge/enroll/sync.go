@@ -58,7 +58,7 @@ func refusalOf(ctx context.Context) *wire.Refusal {
 	return wire.Refuse(wire.CodeUnavailable, "the request was given up")
 }
 
-// welcome takes the first sync of a key: it confirms a registration, or ends a
+// welcome takes the first call of a key: it confirms a registration, or ends a
 // change of key. Who has neither passes.
 func (r *Registry) welcome(key wgtypes.Key) *wire.Refusal {
 	r.mu.Lock()

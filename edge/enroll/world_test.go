@@ -239,7 +239,11 @@ func (w *world) check() {
 			w.t.Errorf("connector %q is not in the tunnel", name)
 			continue
 		}
-		if m.PublicKey != c.rec.Key.Key || m.next != c.rec.Next.Key || m.Network != c.rec.Network || !slices.Equal(m.Routes, c.rec.Routes) || m.held != c.draining {
+		inUse, spare := m.PublicKey, m.next
+		if m.old != (wgtypes.Key{}) { // it has followed, but the change is not over
+			inUse, spare = m.old, m.PublicKey
+		}
+		if inUse != c.rec.Key.Key || spare != c.rec.Next.Key || m.Network != c.rec.Network || !slices.Equal(m.Routes, c.rec.Routes) || m.held != c.draining {
 			w.t.Errorf("the tunnel has %+v, want %+v", m, c.rec)
 		}
 		if t := w.tokens[c.rec.Token]; t != nil && (t.pending[name] == c) != c.rec.Pending {
