@@ -184,14 +184,19 @@ tells it is no secret that enrols:
 	return err
 }
 
-// until writes when t is, for people who may be elsewhere, and how far off.
+// until writes when t is, and how far off.
 func until(t time.Time) string {
+	return fmt.Sprintf("%s, in %s", moment(t, time.Local), span(time.Until(t)))
+}
+
+// moment writes t for people who are here, and for those who may be elsewhere.
+func moment(t time.Time, here *time.Location) string {
 	const layout = "2006-01-02 15:04:05 MST"
-	local, utc := t.Local().Format(layout), t.UTC().Format(layout)
+	local, utc := t.In(here).Format(layout), t.UTC().Format(layout)
 	if local != utc {
 		local += " (" + utc + ")"
 	}
-	return fmt.Sprintf("%s, in %s", local, span(time.Until(t)))
+	return local
 }
 
 // recentlyEnded is how long `token list` shows a token after its end without

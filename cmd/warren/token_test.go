@@ -74,6 +74,16 @@ func TestTokenCreate(t *testing.T) {
 	}
 }
 
+func TestMoment(t *testing.T) {
+	at := time.Date(2026, 3, 1, 23, 30, 0, 0, time.UTC)
+	if got, want := moment(at, time.FixedZone("CET", 3600)), "2026-03-02 00:30:00 CET (2026-03-01 23:30:00 UTC)"; got != want {
+		t.Errorf("elsewhere: %q, want %q", got, want)
+	}
+	if got, want := moment(at, time.UTC), "2026-03-01 23:30:00 UTC"; got != want {
+		t.Errorf("in UTC: %q, want %q", got, want)
+	}
+}
+
 // wantLines checks that text holds each of these.
 func wantLines(t *testing.T, text string, want ...string) {
 	t.Helper()
