@@ -122,8 +122,8 @@ func (e *edge) control(ctx context.Context) error {
 	return nil
 }
 
-// over tells whether the edge has refused this connector for good. One that
-// knows nobody by its key may, once it has read its own state.
+// over tells whether the edge has refused this connector for good. CodeUnknown
+// may pass: the edge has just forgotten a key, or is about to know it.
 func over(err error) bool {
 	var refusal *wire.Refusal
 	return errors.As(err, &refusal) && refusal.Final() && refusal.Code != wire.CodeUnknown && !errors.Is(err, errNoControl)

@@ -115,10 +115,10 @@ func (r *routes) String() string {
 	return fmt.Sprint(r.list)
 }
 
-// same tells whether other lets the same be. An edge may count its revisions
-// anew, so they alone do not tell.
+// same tells whether other lets the same be, whatever its revision. Routes are
+// compared as the edge orders them.
 func (g grant) same(other grant) bool {
-	return g.revision == other.revision && g.name == other.name && g.network == other.network &&
+	return g.name == other.name && g.network == other.network &&
 		g.maxTCP == other.maxTCP && g.maxUDP == other.maxUDP && g.drain == other.drain &&
 		other.routes != nil && slices.Equal(g.routes.list, other.routes.list) && slices.Equal(g.urls, other.urls)
 }
@@ -139,7 +139,7 @@ func (e *edge) apply(g grant) {
 	}
 	e.flows.limit(g.maxTCP, g.maxUDP)
 	cut := e.flows.restrict(g.routes)
-	e.log.Info("granted", "revision", g.revision, "name", g.name, "network", g.network, "routes", g.routes, "cut_flows", cut)
+	e.log.Info("granted", "name", g.name, "network", g.network, "routes", g.routes, "cut_flows", cut)
 	e.moved(g.urls)
 	switch {
 	case g.drain && !before.drain:

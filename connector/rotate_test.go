@@ -1,6 +1,7 @@
 package connector
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -340,6 +341,52 @@ func TestKeyAndEnrolment(t *testing.T) {
 		}
 		if err := b.finish(); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// Whatever goes wrong, no private key and nothing of the token but its id is
+// in a log line or a report.
+func TestNoSecretIsToldOrLogged(t *testing.T) {
+	invited(t, func(t *testing.T, b *bench, enroller *fakeEnroller, edge wgtypes.Key, c *fakeControl) {
+		enroller.fails(edge, errors.New("no answer"))
+		b.start()
+		secrets := []string{b.savedKey().String()}
+		time.Sleep(time.Minute)
+		enroller.takes(edge, testEdge)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		b.tunnel.keyErr = errors.New("no memory")
+		b.join()
+		c.refuse = func(wire.KeyRequest) *wire.Refusal { return wire.Refuse(wire.CodeKnownKey, "known") }
+		askToRotate(c)
+		c.refuse = nil
+		time.Sleep(2 * rotateEvery)
+		synctest.Wait()
+		c.set(func() { c.refusal = wire.Refuse(wire.CodeRevoked, "revoked") })
+		err := <-b.end
+		text, textErr := b.spec.Token.Text()
+		if textErr != nil || err == nil {
+			t.Fatal(textErr, err)
+		}
+		secrets = append(secrets, b.savedKey().String(), text, text[20:40], b.spec.Token.PresharedKey().String(), b.spec.Token.Bootstrap()[0].String())
+		said := append(b.log.with(""), err.Error())
+		for _, sync := range c.seen() {
+			report, err := json.Marshal(sync)
+			if err != nil {
+				t.Fatal(err)
+			}
+			said = append(said, string(report))
+		}
+		for _, line := range said {
+			for i, secret := range secrets {
+				if strings.Contains(line, secret) {
+					t.Errorf("secret %d is in %q", i, line)
+				}
+			}
+		}
+		if secrets[0] == secrets[1] || len(b.log.with("cannot be changed")) == 0 || len(b.log.with("enrolling failed")) == 0 {
+			t.Error("not all of it happened")
 		}
 	})
 }
