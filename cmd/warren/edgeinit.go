@@ -78,14 +78,15 @@ it. A file that is there already is left alone.`,
 			return err
 		}
 		_, err = fmt.Fprintf(p.stdout, `wrote %[1]s
-It starts as it is, on loopback. Write your addresses, networks and apps into it, then:
+It starts as it is, on loopback. Write your addresses, networks and apps into it;
+connectors call what [wireguard] advertise names. Then:
 
   warren edge check --host -c %[1]s
   warren edge run -c %[1]s
 
-The edge logs its public key; in the private network, connectors need it:
+Once it runs, this prints the one command to run in a private network:
 
-  warren connector init --edge HOST:51820 --edge-key PUBLIC_KEY
+  warren token create --network NAME --routes PREFIX
 `, path)
 		return err
 	}
