@@ -391,7 +391,7 @@ func TestMemoryOfHeldSyncs(t *testing.T) {
 	}
 	each := (inUse() - before) / n
 	t.Logf("a held sync costs %d bytes", each)
-	if each > 40<<10 {
+	if each > 64<<10 { // the race detector adds a half
 		t.Errorf("a held sync costs %d bytes", each)
 	}
 	cancel()

@@ -95,7 +95,7 @@ func (r *Registry) serve(ctx context.Context, p port, ln net.Listener) error {
 		ReadHeaderTimeout: headerWithin,
 		IdleTimeout:       p.idle,
 		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          slog.NewLogLogger(r.log.Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(r.log.Handler(), slog.LevelWarn),
 		BaseContext:       func(net.Listener) context.Context { return requests },
 		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
 		ConnState: func(_ net.Conn, s http.ConnState) {
