@@ -179,7 +179,7 @@ func (r *Registry) commit(doing string, writes ...write) error {
 		return nil
 	})
 	if err != nil {
-		return fail(Unavailable, "%s: storing it, so that nothing was changed: %w; look at the state directory's disk and try again", doing, err)
+		return fail(Unavailable, "%s: storing it: %w; look at the state directory's disk and try again", doing, err)
 	}
 	return nil
 }

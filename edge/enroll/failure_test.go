@@ -48,7 +48,7 @@ func TestAFailingStoreChangesNothing(t *testing.T) {
 	}
 	unavailable := func(t *testing.T, refusal *wire.Refusal) { wantRefusal(t, refusal, wire.CodeUnavailable, "ask again") }
 	told := func(t *testing.T, err error) {
-		wantError(t, err, Unavailable, "nothing was changed", full.Error(), "disk")
+		wantError(t, err, Unavailable, "storing it", full.Error(), "disk")
 	}
 	for _, c := range []struct {
 		name string

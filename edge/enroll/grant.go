@@ -35,7 +35,7 @@ func revisionOf(g wire.Grant) uint64 {
 		panic(fmt.Sprintf("encoding a grant: %v", err)) // of plain types alone
 	}
 	sum := sha256.Sum256(text)
-	return max(1, binary.BigEndian.Uint64(sum[:]))
+	return max(1, binary.BigEndian.Uint64(sum[:])>>11)
 }
 
 // refresh brings c's grant up to date and wakes its sync if it changed. The

@@ -88,7 +88,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 func (h *handler) answer(w http.ResponseWriter, req *http.Request) (any, *wire.Refusal) {
 	key, ok := h.registry.peers.KeyAt(addrOf(req.RemoteAddr))
 	if !ok {
-		return nil, wire.Refuse(wire.CodeUnknown, "this edge does not know who asks: shake hands anew")
+		return nil, wire.Refuse(wire.CodeBusy, "this edge does not know any more who asks: shake hands anew")
 	}
 	do, refusal := h.find(req)
 	if refusal != nil {

@@ -219,7 +219,7 @@ func TestRequestsThatMakeNoSense(t *testing.T) {
 			{"a wrong type", s.control, key, "POST /v1/sync HTTP/1.1\r\nHost: e\r\nContent-Length: 14\r\n\r\n{\"revision\":[]", wire.CodeBadRequest, nil},
 			{"a long one", s.control, key, fmt.Sprintf("POST /v1/sync HTTP/1.1\r\nHost: e\r\nContent-Length: %d\r\n\r\n{\"x\":\"%s\"}", len(long)+8, long), wire.CodeBadRequest, []string{"reading a message"}},
 			{"a long one, for an enrolment", s.joins, bootstrap, fmt.Sprintf("POST /v1/enroll HTTP/1.1\r\nHost: e\r\nContent-Length: %d\r\n\r\n{\"x\":\"%s\"}", maxEnrollBody+8, long[:maxEnrollBody]), wire.CodeBadRequest, []string{"reading a message"}},
-			{"a stranger", s.control, newKey(), "POST /v1/sync HTTP/1.1\r\nHost: e\r\nContent-Length: 2\r\n\r\n{}", wire.CodeUnknown, []string{"who asks"}},
+			{"a stranger", s.control, newKey(), "POST /v1/sync HTTP/1.1\r\nHost: e\r\nContent-Length: 2\r\n\r\n{}", wire.CodeBusy, []string{"who asks"}},
 			{"a connector that would enrol", s.joins, key, "POST /v1/enroll HTTP/1.1\r\nHost: e\r\nContent-Length: 2\r\n\r\n{}", wire.CodeNotAllowed, nil},
 			{"a joiner at the control port", s.control, bootstrap, "POST /v1/sync HTTP/1.1\r\nHost: e\r\nContent-Length: 2\r\n\r\n{}", wire.CodeNotAllowed, nil},
 			{"an unreadable path", s.control, key, "GET /%1b%5b2J%00 HTTP/1.1\r\nHost: e\r\n\r\n", wire.CodeUnknown, []string{"?[2J?"}},
