@@ -33,9 +33,10 @@ type fakeControl struct {
 	refuse  func(wire.KeyRequest) *wire.Refusal
 	ahead   time.Duration // how far this edge's clock is ahead
 	dialErr error
-	silent  bool   // dials get no answer
-	raw     string // what every request is answered with, where it is not empty
-	stall   bool   // and then nothing, not even an end
+	slow    time.Duration // before an answer
+	silent  bool          // dials get no answer
+	raw     string        // what every request is answered with, where it is not empty
+	stall   bool          // and then nothing, not even an end
 
 	current wgtypes.Key // of who syncs; only through a real tunnel
 
@@ -204,6 +205,13 @@ func (c *fakeControl) sync(r *http.Request, gone <-chan struct{}) (any, *wire.Re
 	var request wire.SyncRequest
 	if err := wire.Decode(r.Body, &request); err != nil {
 		return nil, wire.Refuse(wire.CodeBadRequest, "%v", err)
+	}
+	c.mu.Lock()
+	slow := c.slow
+	c.mu.Unlock()
+	select {
+	case <-time.After(slow):
+	case <-gone:
 	}
 	timer := time.NewTimer(wire.HoldSync)
 	defer timer.Stop()

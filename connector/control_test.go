@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"math"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -479,6 +480,25 @@ func TestNewsOfOriginsIsToldSoon(t *testing.T) {
 	})
 }
 
+// News does not keep a session from its first answer, however slow that is.
+func TestNewsDoesNotStarveASlowEdge(t *testing.T) {
+	controlled(t, func(t *testing.T, b *bench, c *fakeControl) {
+		c.slow = 3 * urgentEvery
+		b.start()
+		b.join()
+		for i := range 200 {
+			<-b.tcp(newTCPRequest("10.0.0.1:" + strconv.Itoa(1000+i)))
+			time.Sleep(100 * time.Millisecond)
+		}
+		if b.c.Status().Edges[0].Revision != 1 {
+			t.Error("no grant was received")
+		}
+		if err := b.finish(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // What one edge's flows want is nothing to another edge.
 func TestFailuresAreOfTheirEdge(t *testing.T) {
 	const other = "other.example:51820"
@@ -489,10 +509,12 @@ func TestFailuresAreOfTheirEdge(t *testing.T) {
 		b.joinAt(other)
 		time.Sleep(time.Second)
 		<-b.tcpAt(testEdge, newTCPRequest("10.0.0.10:80"))
+		<-b.tcpAt(other, newTCPRequest("10.0.0.11:80"))
 		time.Sleep(2 * wire.HoldSync)
 		synctest.Wait()
-		if len(c.last(t).Errors) != 1 || len(d.last(t).Errors) != 0 {
-			t.Errorf("reported %+v and %+v", c.last(t).Errors, d.last(t).Errors)
+		first, second := c.last(t).Errors, d.last(t).Errors
+		if len(first) != 1 || len(second) != 1 || first[0].Destination != "tcp/10.0.0.10:80" || second[0].Destination != "tcp/10.0.0.11:80" {
+			t.Errorf("reported %+v and %+v", first, second)
 		}
 		if err := b.finish(); err != nil {
 			t.Error(err)

@@ -87,6 +87,7 @@ func TestKeyChanges(t *testing.T) {
 		}
 		r.carries(t)
 		r.hangUp(ended)
+		b.c.rotation.ask(0) // by a grant of before
 		time.Sleep(time.Hour)
 		if n := len(b.tunnel.used()); n != 1 {
 			t.Errorf("the key was changed %d times", n)
@@ -338,6 +339,52 @@ func TestKeyAndEnrolment(t *testing.T) {
 		synctest.Wait()
 		if got := enroller.keys[len(enroller.keys)-1]; got != next.PublicKey() {
 			t.Error("the third edge has enrolled another key")
+		}
+		if err := b.finish(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Between the last edge that is told and the change, another may enrol the old
+// key.
+func TestKeyAndAnEnrolmentInBetween(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *bench) {
+		late, early := newKey(t).PublicKey(), newKey(t).PublicKey()
+		b.spec.Edges = nil
+		b.resolver.set("other.example", "198.51.100.7")
+		b.spec.Token = wire.NewToken(false, []wire.Edge{
+			{PublicKey: wire.Key{Key: late}, URLs: []string{secondEdge}}, {PublicKey: wire.Key{Key: early}, URLs: []string{testEdge}},
+		})
+		enroller := &fakeEnroller{}
+		b.prepare = func(c *Connector) { c.enrol = enroller.enrol }
+		enroller.fails(late, errors.New("no answer"))
+		enroller.takes(early, testEdge)
+		c, d := b.control(early), b.control(late)
+		b.start()
+		old := b.savedKey()
+		b.joinAt(testEdge)
+		c.refuse = func(wire.KeyRequest) *wire.Refusal {
+			enroller.takes(late, secondEdge)
+			time.Sleep(postWithin / 2) // in which it does
+			return nil
+		}
+		c.set(func() { c.answer.Grant.Rotate = true; c.answer.Revision++ })
+		time.Sleep(postWithin)
+		synctest.Wait()
+		if m := b.remembered(late); m.Confirmed || enroller.keys[len(enroller.keys)-1] != old.PublicKey() {
+			t.Fatalf("the late edge is %+v", m)
+		}
+		time.Sleep(5 * time.Minute)
+		if b.savedKey() != old {
+			t.Fatal("the key was changed, though an edge has enrolled the old one")
+		}
+		c.change(func(g *wire.Grant) { g.Rotate = false })
+		b.joinAt(secondEdge)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if next := b.savedKey(); next == old || !slices.Equal(d.registered(), []wgtypes.Key{next.PublicKey()}) {
+			t.Error("the key was not changed, or the late edge does not know it")
 		}
 		if err := b.finish(); err != nil {
 			t.Error(err)
