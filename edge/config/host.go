@@ -145,23 +145,8 @@ func (h *hostCheck) socket(s claim) {
 
 // stateDir wants a directory that this user can write in, or can make.
 func (h *hostCheck) stateDir() {
-	dir := h.cfg.Edge.StateDir
-	var st unix.Stat_t
-	err := unix.Stat(dir, &st)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		parent := existing(dir)
-		if unix.Access(parent, unix.W_OK|unix.X_OK) != nil {
-			h.doc.AddHidden("edge.state_dir", fmt.Sprintf("%q does not exist, and this user cannot make it in %q", dir, parent), "make it with mode 0700 and give it to the edge's user")
-		}
-	case err != nil:
-		h.doc.AddHidden("edge.state_dir", fmt.Sprintf("cannot read %q: %v", dir, err), "choose another directory")
-	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
-		h.doc.AddHidden("edge.state_dir", fmt.Sprintf("%q is no directory", dir), "choose another")
-	case st.Mode&0o002 != 0:
-		h.doc.AddHidden("edge.state_dir", fmt.Sprintf("everybody on this machine can write in %q", dir), "run chmod 700 "+dir)
-	case unix.Access(dir, unix.R_OK|unix.W_OK|unix.X_OK) != nil:
-		h.doc.AddHidden("edge.state_dir", fmt.Sprintf("this user cannot write in %q", dir), "give it to the edge's user")
+	if err := host.CheckDir(h.cfg.Edge.StateDir); err != nil {
+		h.doc.AddHidden("edge.state_dir", err.Error(), "")
 	}
 }
 

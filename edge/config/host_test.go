@@ -56,7 +56,7 @@ func TestHostPorts(t *testing.T) {
 	}
 	defer udp.Close()
 	tcpPort, udpPort := tcp.Addr().(*net.TCPAddr).Port, udp.LocalAddr().(*net.UDPAddr).Port
-	cfg := hostConfig(t, t.TempDir(), "", fmt.Sprintf(`[[network]]
+	cfg := hostConfig(t, privateDir(t), "", fmt.Sprintf(`[[network]]
 name = "n"
 [[address]]
 name = "main"
@@ -87,14 +87,14 @@ origin = "n/10.0.0.1:1"
 }
 
 func TestHostPermission(t *testing.T) {
-	cfg := hostConfig(t, t.TempDir(), "", "")
+	cfg := hostConfig(t, privateDir(t), "", "")
 	cfg.WireGuard.Listen = Socket{netip.MustParseAddrPort("127.0.0.1:53")}
 	h := &hostCheck{cfg: cfg, doc: cfg.doc.Fork(), try: func(string, netip.AddrPort) error { return syscall.EACCES }}
 	check(t, h.run(), `edge.toml:4: wireguard.listen: "127.0.0.1:0": no permission to listen on udp/127.0.0.1:53; ports below 1024 need root or CAP_NET_BIND_SERVICE`)
 }
 
 func TestHostKey(t *testing.T) {
-	dir := t.TempDir()
+	dir := privateDir(t)
 	key, err := wgtypes.GeneratePrivateKey()
 	if err != nil {
 		t.Fatal(err)
@@ -115,7 +115,7 @@ func TestHostKey(t *testing.T) {
 }
 
 func TestHostPlaces(t *testing.T) {
-	dir := t.TempDir()
+	dir := privateDir(t)
 	open := filepath.Join(dir, "open")
 	if err := os.Mkdir(open, 0o777); err != nil {
 		t.Fatal(err)
@@ -123,13 +123,13 @@ func TestHostPlaces(t *testing.T) {
 	if err := os.Chmod(open, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	check(t, CheckHost(hostConfig(t, open, "", "")), `edge.toml:2: edge.state_dir: everybody on this machine can write in`, "run chmod 700")
+	check(t, CheckHost(hostConfig(t, open, "", "")), `edge.toml:2: edge.state_dir: opening state directory "`+open+`": everybody on this machine has access (mode 0777): run chmod 700`)
 
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	check(t, CheckHost(hostConfig(t, file, "", "")), `edge.state_dir: "`+file+`" is no directory`)
+	check(t, CheckHost(hostConfig(t, file, "", "")), `edge.state_dir: opening state directory "`+file+`": it is a file: choose another state_dir`)
 	check(t, CheckHost(hostConfig(t, dir, "", fmt.Sprintf("[log]\nflows = %q\n[admin]\nsocket = %q", filepath.Join(dir, "x", "f"), filepath.Join(dir, "y", "s")))),
 		`log.flows: there is no directory "`+filepath.Join(dir, "x")+`"`)
 	check(t, CheckHost(hostConfig(t, dir, "", fmt.Sprintf("[log]\nflows = %q\n[admin]\nsocket = %q", open, file))),
@@ -143,4 +143,14 @@ func TestHostPlaces(t *testing.T) {
 	}
 	defer l.Close()
 	check(t, CheckHost(hostConfig(t, dir, "", fmt.Sprintf("[admin]\nsocket = %q", socket))), `admin.socket: a running edge answers on "`+socket+`"`)
+}
+
+// privateDir is a directory that can be a state directory.
+func privateDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
