@@ -27,12 +27,13 @@ import (
 // needs to call it up: a WireGuard device with a key and a socket of its own,
 // that pings the edge until it answers, and answers its echoes, as any router
 // may. A thousand real connectors would need more memory than what is measured.
+// A member that syncs is one more than that, and needs a stack of TCP.
 
-// runCrowd reads lines "edge-public-key edge-address private-key", makes a
-// member of each, and says "crowd ready" at the end of the input. It runs
-// until ctx ends.
+// runCrowd reads lines "edge-public-key edge-address private-key", with or
+// without a fourth field "syncs", makes a member of each, and says "crowd
+// ready" at the end of the input. It runs until ctx ends.
 func runCrowd(ctx context.Context, lines io.Reader) error {
-	var members []*device.Device
+	var members []interface{ Close() }
 	defer func() {
 		var wg sync.WaitGroup
 		for _, m := range members {
@@ -43,10 +44,27 @@ func runCrowd(ctx context.Context, lines io.Reader) error {
 	scanner := bufio.NewScanner(lines)
 	for scanner.Scan() {
 		fields := strings.Fields(scanner.Text())
-		if len(fields) != 3 {
+		if len(fields) < 3 {
 			return fmt.Errorf("reading the line %q: want three fields", scanner.Text())
 		}
-		member, err := newMember(fields[0], fields[1], fields[2])
+		edge, err := net.ResolveUDPAddr("udp", fields[1])
+		if err != nil {
+			return err
+		}
+		edgeKey, err := wgtypes.ParseKey(fields[0])
+		if err != nil {
+			return err
+		}
+		key, err := wgtypes.ParseKey(fields[2])
+		if err != nil {
+			return err
+		}
+		var member interface{ Close() }
+		if len(fields) > 3 {
+			member, err = newSyncing(ctx, edgeKey, edge.AddrPort(), key)
+		} else {
+			member, err = newMember(edgeKey, edge, key)
+		}
 		if err != nil {
 			return err
 		}
@@ -59,23 +77,11 @@ func runCrowd(ctx context.Context, lines io.Reader) error {
 	return scanner.Err()
 }
 
-func newMember(public, address, private string) (*device.Device, error) {
-	edge, err := net.ResolveUDPAddr("udp", address)
-	if err != nil {
-		return nil, err
-	}
-	edgeKey, err := wgtypes.ParseKey(public)
-	if err != nil {
-		return nil, err
-	}
-	key, err := wgtypes.ParseKey(private)
-	if err != nil {
-		return nil, err
-	}
+func newMember(edgeKey wgtypes.Key, edge *net.UDPAddr, key wgtypes.Key) (*device.Device, error) {
 	ping := echoRequest(tunnel.OverlayAddr(key.PublicKey()), tunnel.OverlayAddr(edgeKey))
 	dev := device.NewDevice(newReflector(ping), &singleBind{edge: edge}, device.NewLogger(device.LogLevelSilent, ""))
 	uapi := fmt.Sprintf("private_key=%s\npublic_key=%s\nendpoint=%s\nallowed_ip=::/0\npersistent_keepalive_interval=5\n",
-		hex.EncodeToString(key[:]), hex.EncodeToString(edgeKey[:]), address)
+		hex.EncodeToString(key[:]), hex.EncodeToString(edgeKey[:]), edge)
 	if err := dev.IpcSet(uapi); err != nil {
 		dev.Close()
 		return nil, err
