@@ -34,6 +34,9 @@ const envRole = "WARREN_TEST_ROLE"
 const (
 	roleDaemon = "daemon" // with the arguments of warren: edge run -c FILE
 	roleCrowd  = "crowd"  // see crowd_test.go
+
+	roleRegistry  = "registry"  // with a directory; see registry_test.go
+	roleContainer = "container" // with a directory and a command; see container_test.go
 )
 
 // playRole is main of a process that is not a test.
@@ -55,6 +58,10 @@ func playRole(role string) int {
 	switch {
 	case role == roleCrowd:
 		err = runCrowd(ctx, os.Stdin)
+	case role == roleRegistry && len(os.Args) == 2:
+		err = runRegistry(ctx, os.Args[1], os.Stdin, os.Stdout)
+	case role == roleContainer && len(os.Args) > 3:
+		err = runContained(os.Args[1], os.Args[2:])
 	case len(os.Args) == 5 && os.Args[1] == "edge":
 		err = runEdge(ctx, os.Args[4])
 	case len(os.Args) == 5 && os.Args[1] == "connector":

@@ -1,5 +1,3 @@
-//go:build wgctrl
-
 package integration
 
 import (

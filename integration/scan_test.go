@@ -9,6 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/crypto/blake2s"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
+
 	"github.com/warrenmesh/warren/integration/netns"
 	"github.com/warrenmesh/warren/integration/proc"
 )
@@ -29,9 +32,10 @@ func TestSilentWithoutKey(t *testing.T) {
 		host *netns.Host
 		addr string
 		port uint16
+		key  string
 	}{
-		{d.edge, "203.0.113.10", 51820},
-		{d.tokyo1, "192.0.2.10", udpPort(t, d.tokyo1)},
+		{d.edge, "203.0.113.10", 51820, d.edgeKey.Public},
+		{d.tokyo1, "192.0.2.10", udpPort(t, d.tokyo1), d.tokyo1Key.Public},
 	} {
 		t.Run(target.host.Name(), func(t *testing.T) {
 			target.host.Filter("scan", fmt.Sprintf(counting, target.port))
@@ -41,6 +45,7 @@ func TestSilentWithoutKey(t *testing.T) {
 			}
 			defer conn.Close()
 			scan(t, conn)
+			scanKnowing(t, conn, target.key)
 			// The same port goes on serving those who have a key: the test
 			// sees the packets that there are.
 			err = pollFor(t, 10*time.Second, func() error {
@@ -84,6 +89,36 @@ func scan(t *testing.T, conn net.Conn) {
 	// A DNS question and an HTTP request, as scanners send.
 	conn.Write([]byte("\x00\x01\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x07version\x04bind\x00\x00\x10\x00\x03"))
 	conn.Write([]byte("GET / HTTP/1.1\r\n\r\n"))
+}
+
+// scanKnowing sends what somebody can who knows the public key of whom they
+// scan, as the holder of any token does: messages with a right mac1, which is
+// all that WireGuard looks at before it computes (whitepaper, section 5.4.4).
+func scanKnowing(t *testing.T, conn net.Conn, public string) {
+	t.Helper()
+	key, err := wgtypes.ParseKey(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	label := blake2s.Sum256(append([]byte("mac1----"), key[:]...))
+	const macs = 32 // mac1 and mac2 at the end
+	for kind, size := range map[uint32]int{1: 148, 2: 92, 3: 64, 4: 96} {
+		for seed := range uint64(20) {
+			packet := make([]byte, size)
+			plan{Seed: 100 + seed}.bytesOf(0).Read(packet)
+			binary.LittleEndian.PutUint32(packet, kind)
+			mac, err := blake2s.New128(label[:])
+			if err != nil {
+				t.Fatal(err)
+			}
+			mac.Write(packet[:size-macs])
+			mac.Sum(packet[:size-macs])
+			clear(packet[size-macs/2:])
+			if _, err := conn.Write(packet); err != nil {
+				t.Fatalf("%d bytes of type %d: %v", size, kind, err)
+			}
+		}
+	}
 }
 
 // testStrangerIsIgnored shakes hands in due form with a key that the edge does

@@ -34,6 +34,7 @@ type world struct {
 	berlin1, berlin2, tokyo1 *netns.Host // connectors
 	berlin, tokyo            *netns.Host // origins
 
+	lab         *netns.Lab
 	tokyo1Cable *netns.Link // from tokyo1 to its provider
 	trunk       *netns.Link // from the provider to the internet
 }
@@ -41,7 +42,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	lab := netns.New(t)
-	w := &world{
+	w := &world{lab: lab,
 		client: lab.Host("client"), internet: lab.Host("internet"), edge: lab.Host("edge"),
 		berlin1: lab.Host("berlin1"), berlin2: lab.Host("berlin2"), tokyo1: lab.Host("tokyo1"),
 		berlin: lab.Host("berlin"), tokyo: lab.Host("tokyo"), isp: lab.Host("isp"),

@@ -36,7 +36,9 @@ type EdgeConfig struct {
 	Name    string
 	Key     Key
 	Listen  string         // of WireGuard, ":51820"
+	Calls   []string       // what connectors call, "203.0.113.10:51820": advertise of WireGuard
 	Metrics netip.AddrPort // default 127.0.0.1:9191
+	State   string         // the state directory; default: state in Dir
 	Log     string         // the inside of a [log] table; default: flows to flows.jsonl in Dir
 	Tables  string         // [[address]], [[network]], [[connector]], [[app]] …
 	Env     []string       // of the process
@@ -89,8 +91,11 @@ func (w Warren) NewEdge(tb require.TB, host Host, cfg EdgeConfig) *Edge {
 func (e *Edge) Write(tables string) {
 	e.tb.Helper()
 	var b strings.Builder
-	fmt.Fprintf(&b, "version = 1\n\n[edge]\nname = %s\nstate_dir = %s\n", quote(e.cfg.Name), quote(filepath.Join(e.Dir, "state")))
+	fmt.Fprintf(&b, "version = 1\n\n[edge]\nname = %s\nstate_dir = %s\n", quote(e.cfg.Name), quote(cmp.Or(e.cfg.State, filepath.Join(e.Dir, "state"))))
 	fmt.Fprintf(&b, "\n[wireguard]\nlisten = %s\nprivate_key_file = %s\n", quote(e.cfg.Listen), quote(filepath.Join(e.Dir, "edge.key")))
+	if len(e.cfg.Calls) > 0 {
+		fmt.Fprintf(&b, "advertise = [\"%s\"]\n", strings.Join(e.cfg.Calls, `", "`))
+	}
 	fmt.Fprintf(&b, "\n[admin]\nsocket = %s\n\n[metrics]\nlisten = %s\n", quote(e.Socket), quote(e.Metrics.String()))
 	fmt.Fprintf(&b, "\n[log]\n%s\n", cmp.Or(e.cfg.Log, `flows = "flows.jsonl"`))
 	fmt.Fprintf(&b, "\n%s\n", tables)
