@@ -9,7 +9,8 @@
 //
 // Send never waits longer than Config.SendWait, drops what it cannot send,
 // and counts it with a reason (Drops). It must never decide about a peer: a
-// source address is a place to send an answer to and proves nothing.
+// source address is a place to send an answer to and proves nothing. All that
+// it knows of WireGuard's messages is which of them begins a handshake.
 //
 // Buffers for receiving are the device's, arrays of 64 KiB: a receive function
 // holds Config.Batch of them, and there is one function a family. Segmentation
@@ -69,6 +70,12 @@ type Config struct {
 	// SendWait is how long one Send may wait for room in the socket's buffer
 	// before the rest of its datagrams is dropped; default 100 ms.
 	SendWait time.Duration
+
+	// Answer says whether handshakes that others begin are wanted; nil: they
+	// are. An end that begins them all itself wants none: WireGuard cannot
+	// tell the first message of a handshake from a recording of it until it
+	// has seen a later one, and sends to where it came from. It must not block.
+	Answer func() bool
 
 	// OnSent is called once for every Send, with its buffers, when each of
 	// them has been handed to the kernel or dropped. It must not block or

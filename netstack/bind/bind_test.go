@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -227,6 +228,46 @@ func TestDatagramLargerThanTheBufferIsDroppedAndCounted(t *testing.T) {
 	if got := b.counts.drops[len(whys)-1].Load(); got != 1 {
 		t.Errorf("%d counted as truncated", got)
 	}
+}
+
+// TestUnwantedHandshakesAreDroppedAndCounted: the first messages alone, and
+// only where Answer says so.
+func TestUnwantedHandshakesAreDroppedAndCounted(t *testing.T) {
+	wanted := false
+	a, b := open(t, New(Config{})), New(Config{Listen: netip.MustParseAddrPort("127.0.0.1:0"), Answer: func() bool { return wanted }})
+	fns, port, err := b.Open(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	e, _ := parseEndpoint(fmt.Sprintf("127.0.0.1:%d", port))
+	initiation := "\x01\x00\x00\x00" + strings.Repeat("x", device.MessageInitiationSize-4)
+	messages := []string{initiation, initiation[1:], initiation + "x", "\x02" + initiation[1:], "\x01"}
+	for _, want := range [][]int{{0, 147, 149, 148, 1}, {148, 147, 149, 148, 1}} {
+		send(t, a.Bind, e, messages...)
+		for i := 0; i < len(want); {
+			bufs, sizes, eps := make([][]byte, 5), make([]int, 5), make([]conn.Endpoint, 5)
+			for i := range bufs {
+				bufs[i] = make([]byte, 1500)
+			}
+			n, err := fns[0](bufs, sizes, eps)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, size := range sizes[:n] {
+				if size != want[i] {
+					t.Errorf("message %d handed over with %d bytes, want %d", i, size, want[i])
+				}
+				i++
+			}
+		}
+		wanted = true
+	}
+	b.Drops(func(where, why string, n uint64) {
+		if why != whyUnwanted || n != 1 {
+			t.Errorf("%d dropped at %s for %s", n, where, why)
+		}
+	})
 }
 
 func TestAnswersLeaveFromTheAddressThatWasSpokenTo(t *testing.T) {

@@ -18,13 +18,15 @@ const (
 	whyReopening   = "reopening"           // the socket died and is not back yet
 	whySendOther   = "send_failed"         // an error that none of the others names
 	whyTruncated   = "truncated"           // received larger than the buffer
+	whyUnwanted    = "handshake_unwanted"  // received a handshake's first message where Config.Answer says no
 	whyKernel      = "receive_buffer_full" // the kernel's own count
 )
 
 // whys is every reason that Bind counts itself.
 var whys = [...]string{
 	whyClosed, whyEndpoint, whyFamily, whyTooLarge, whyUnreachable, whyFirewall,
-	whyNoBuffers, whyInvalid, whyBufferFull, whyReopening, whySendOther, whyTruncated,
+	whyNoBuffers, whyInvalid, whyBufferFull, whyReopening, whySendOther, whyUnwanted,
+	whyTruncated,
 }
 
 // counts is what a Bind counts; one for the whole life of a Bind.

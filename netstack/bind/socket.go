@@ -1,6 +1,7 @@
 package bind
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
 
 	"github.com/warrenmesh/warren/host"
 )
@@ -115,7 +117,7 @@ func (r *receive) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int,
 			return 0, net.ErrClosed
 		}
 		if err == nil {
-			r.take(n, sizes, eps)
+			r.take(n, bufs, sizes, eps)
 			return n, nil
 		}
 		r.bind.counts.rxErrors.Add(1)
@@ -135,7 +137,7 @@ func (r *receive) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int,
 }
 
 // take hands the n datagrams of the batch to the device.
-func (r *receive) take(n int, sizes []int, eps []conn.Endpoint) {
+func (r *receive) take(n int, bufs [][]byte, sizes []int, eps []conn.Endpoint) {
 	c := &r.bind.counts
 	total := 0
 	var from origin
@@ -145,12 +147,22 @@ func (r *receive) take(n int, sizes []int, eps []conn.Endpoint) {
 			c.drop(whyTruncated, 1)
 			size = 0
 		}
+		if answer := r.bind.config.Answer; answer != nil && isInitiation(bufs[i][:size]) && !answer() {
+			c.drop(whyUnwanted, 1)
+			size = 0
+		}
 		sizes[i], eps[i] = size, r.cache.get(&from)
 		total += size
 	}
 	c.rxDatagrams.Add(uint64(n))
 	c.rxBytes.Add(uint64(total))
 	c.rxCalls.Add(1)
+}
+
+// isInitiation reports whether a datagram is the first message of a handshake
+// (wireguard.com/protocol).
+func isInitiation(b []byte) bool {
+	return len(b) == device.MessageInitiationSize && binary.LittleEndian.Uint32(b) == device.MessageInitiationType
 }
 
 // passing reports whether a receive error says something about one datagram

@@ -129,6 +129,7 @@ func TestGuestWithAnOlderClock(t *testing.T) {
 		{"renewed for its silence", func(*Guest) error { return nil }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			e := newEdge(t, newKey(t), "127.0.0.1:0")
 			e.serveKeys(t, testEnroll)
 			key := newKey(t)

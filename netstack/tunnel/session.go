@@ -111,6 +111,9 @@ func (t *Tunnel) release(key wgtypes.Key) {
 // install makes the session's WireGuard peer; endpoint may be zero. Its only
 // AllowedIPs is its overlay address: so WireGuard vouches for the outer source.
 func (s *session) install(endpoint netip.AddrPort) error {
+	if s.peer == nil || !s.peer.initiate {
+		s.tunnel.answering.Store(true)
+	}
 	var uapi strings.Builder
 	fmt.Fprintf(&uapi, "public_key=%s\n", hex.EncodeToString(s.key[:]))
 	if s.psk != (wgtypes.Key{}) {

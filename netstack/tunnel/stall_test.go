@@ -17,8 +17,9 @@ type stall struct {
 	mu     sync.Mutex
 	held   bool
 	kept   []func()
-	hellos int // handshake initiations among kept
-	losing int // handshake initiations to lose
+	hellos int          // handshake initiations among kept
+	losing int          // handshake initiations to lose
+	watch  func([]byte) // sees each datagram; may be nil
 }
 
 func newStall(t *testing.T, edge netip.AddrPort) *stall {
@@ -68,6 +69,9 @@ func newStall(t *testing.T, edge netip.AddrPort) *stall {
 func (s *stall) pass(b []byte, send func([]byte)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.watch != nil {
+		s.watch(b)
+	}
 	hello := b[0] == 1 // wireguard.com/protocol, first message
 	if hello && s.losing > 0 {
 		s.losing--

@@ -25,7 +25,13 @@
 //
 // A packet without an inner one is the overlay's own: TCP between the overlay
 // addresses (overlay.go), of which a peer reaches one port and no network. A
-// guest is a peer without a NIC: that port is all it reaches.
+// guest is a peer without a NIC: that port is all it reaches (guest.go).
+//
+// A session is one WireGuard key and whose it is. A connector that changes its
+// key has several for a while (keys.go), and keeps its NIC and its flows; our
+// own key is in identity.go. What is silent is renewed, so that a clock which
+// went back locks nobody out (renew.go).
+//
 // Liveness, boot detection and path MTU all are ICMPv6 echoes between overlay
 // addresses (echo.go), which any WireGuard router answers.
 //
@@ -118,6 +124,8 @@ type Tunnel struct {
 	goneLinks  drops.Counter // what the links of peers that are gone had dropped
 	goneStacks drops.Counter // likewise the stacks of networks and edges
 
+	answering atomic.Bool // there are, or were, peers whom it is to begin handshakes
+
 	overlayRate *rate.Limiter // of packets into the overlay's stack, of all peers
 
 	byOverlay sync.Map // netip.Addr → *session
@@ -182,7 +190,7 @@ func New(cfg Config) (*Tunnel, error) {
 		return nil, err
 	}
 	t.self.Store(self)
-	t.bind = bind.New(bind.Config{Listen: cfg.Listen, OnSent: t.outbox.sent, Log: cfg.Log})
+	t.bind = bind.New(bind.Config{Listen: cfg.Listen, Answer: t.answering.Load, OnSent: t.outbox.sent, Log: cfg.Log})
 	t.device = device.NewDevice(newWire(t), t.bind, deviceLogger(cfg.Log))
 	err = t.device.IpcSet(fmt.Sprintf("private_key=%s\nlisten_port=%d\n", hex.EncodeToString(cfg.PrivateKey[:]), cfg.Listen.Port()))
 	if err == nil {

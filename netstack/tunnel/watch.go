@@ -52,7 +52,7 @@ func (t *Tunnel) greetSilent() {
 			continue
 		}
 		for _, s := range p.sessions() {
-			if shaken := s.state().handshake; !shaken.Equal(s.greeted) {
+			if shaken := s.state().handshake; !shaken.IsZero() && !shaken.Equal(s.greeted) {
 				s.greeted = shaken
 				p.sendEchoTo(s, echoIDLiveness, 0)
 			}
