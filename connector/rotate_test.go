@@ -62,13 +62,15 @@ func TestKeyChanges(t *testing.T) {
 		b.joinAt(secondEdge)
 		r, ended := b.flowAt(testEdge, "10.0.0.10:80")
 		before := len(first.seen())
-		first.refuse = func(wire.KeyRequest) *wire.Refusal {
-			if b.savedKey() != old || len(b.tunnel.used()) != 0 {
-				t.Error("the key was taken before every edge knew it")
+		first.set(func() {
+			first.refuse = func(wire.KeyRequest) *wire.Refusal {
+				if b.savedKey() != old || len(b.tunnel.used()) != 0 {
+					t.Error("the key was taken before every edge knew it")
+				}
+				first.answer.Grant.Rotate = false // the next sync has it from the new key
+				return nil
 			}
-			first.answer.Grant.Rotate = false // the next sync has it from the new key
-			return nil
-		}
+		})
 		askToRotate(first)
 		next := b.savedKey()
 		if next == old {
@@ -115,7 +117,9 @@ func TestKeyWaitsForEveryEdge(t *testing.T) {
 		if got := b.log.with("the new key waits for=" + secondEdge); len(got) != 1 {
 			t.Errorf("the log says %q", b.log.with("waits"))
 		}
-		second.refuse = func(wire.KeyRequest) *wire.Refusal { return wire.Refuse(wire.CodeUnavailable, "the disk is full") }
+		second.set(func() {
+			second.refuse = func(wire.KeyRequest) *wire.Refusal { return wire.Refuse(wire.CodeUnavailable, "the disk is full") }
+		})
 		b.joinAt(secondEdge)
 		time.Sleep(time.Hour)
 		if b.savedKey() != old {
@@ -228,13 +232,15 @@ func TestKeyThatCannotBeTaken(t *testing.T) {
 		old := b.savedKey()
 		b.joinAt(testEdge)
 		b.joinAt(secondEdge)
-		second.refuse = func(wire.KeyRequest) *wire.Refusal {
-			if err := os.Remove(filepath.Join(b.spec.StateDir, state.KeyName+".next")); err != nil {
-				t.Error(err)
+		second.set(func() {
+			second.refuse = func(wire.KeyRequest) *wire.Refusal {
+				if err := os.Remove(filepath.Join(b.spec.StateDir, state.KeyName+".next")); err != nil {
+					t.Error(err)
+				}
+				second.refuse = nil
+				return nil
 			}
-			second.refuse = nil
-			return nil
-		}
+		})
 		askToRotate(first)
 		if b.savedKey() != old || len(b.tunnel.used()) != 0 {
 			t.Fatal("the key was changed to one that is not saved")
@@ -337,7 +343,7 @@ func TestKeyAndEnrolment(t *testing.T) {
 		enroller.takes(third, "third.example:51820")
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if got := enroller.keys[len(enroller.keys)-1]; got != next.PublicKey() {
+		if got := enroller.last(); got != next.PublicKey() {
 			t.Error("the third edge has enrolled another key")
 		}
 		if err := b.finish(); err != nil {
@@ -364,15 +370,18 @@ func TestKeyAndAnEnrolmentInBetween(t *testing.T) {
 		b.start()
 		old := b.savedKey()
 		b.joinAt(testEdge)
-		c.refuse = func(wire.KeyRequest) *wire.Refusal {
-			enroller.takes(late, secondEdge)
-			time.Sleep(postWithin / 2) // in which it does
-			return nil
-		}
-		c.set(func() { c.answer.Grant.Rotate = true; c.answer.Revision++ })
+		c.set(func() {
+			c.refuse = func(wire.KeyRequest) *wire.Refusal {
+				enroller.takes(late, secondEdge)
+				time.Sleep(postWithin / 2) // in which it does
+				return nil
+			}
+			c.answer.Grant.Rotate = true
+			c.answer.Revision++
+		})
 		time.Sleep(postWithin)
 		synctest.Wait()
-		if m := b.remembered(late); m.Confirmed || enroller.keys[len(enroller.keys)-1] != old.PublicKey() {
+		if m := b.remembered(late); m.Confirmed || enroller.last() != old.PublicKey() {
 			t.Fatalf("the late edge is %+v", m)
 		}
 		time.Sleep(5 * time.Minute)
@@ -405,9 +414,11 @@ func TestNoSecretIsToldOrLogged(t *testing.T) {
 		synctest.Wait()
 		b.tunnel.keyErr = errors.New("no memory")
 		b.join()
-		c.refuse = func(wire.KeyRequest) *wire.Refusal { return wire.Refuse(wire.CodeKnownKey, "known") }
+		c.set(func() {
+			c.refuse = func(wire.KeyRequest) *wire.Refusal { return wire.Refuse(wire.CodeKnownKey, "known") }
+		})
 		askToRotate(c)
-		c.refuse = nil
+		c.set(func() { c.refuse = nil })
 		time.Sleep(2 * rotateEvery)
 		synctest.Wait()
 		c.set(func() { c.refusal = wire.Refuse(wire.CodeRevoked, "revoked") })
