@@ -3,12 +3,13 @@
 // each to its origin: guard → origin → relay.
 //
 // Make a Connector from a Spec and Run it until its context ends; it then
-// drains. It reconnects for ever, and says on the log what becomes of each
-// edge.
+// drains. It enrols where it has a token to, reconnects for ever, does as each
+// edge's grant says, and says on the log what becomes of each edge.
 //
 // The package must never answer an edge with silence (a flow that cannot be is
 // refused, unreachable or timed out, in the packet that says so), never dial
-// what the guard denies, and never wait for an edge in a busy loop.
+// what the guard denies or the edge's routes do not hold, never wait for an edge
+// in a busy loop, and never let one edge feel what another does.
 package connector
 
 import (

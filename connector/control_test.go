@@ -299,6 +299,30 @@ func TestSilentControlGivesUpItsSync(t *testing.T) {
 	})
 }
 
+func TestMetricsOfControl(t *testing.T) {
+	controlled(t, func(t *testing.T, b *bench, c *fakeControl) {
+		c.ahead = 90 * time.Second
+		b.start()
+		p := b.join()
+		metric := func(name, value string) {
+			t.Helper()
+			line := "warren_connector_" + name + `{edge="edge.example:51820"} ` + value
+			if _, body := get(t, b.c.Handler(), "/metrics"); !strings.Contains(body, line+"\n") {
+				t.Errorf("/metrics lacks %q", line)
+			}
+		}
+		metric("control_up", "1")
+		metric("grant_revision", "1")
+		metric("clock_offset_seconds", "90")
+		p.set(State{})
+		synctest.Wait()
+		metric("control_up", "0")
+		if err := b.finish(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestLossEndsControl(t *testing.T) {
 	controlled(t, func(t *testing.T, b *bench, c *fakeControl) {
 		b.start()
