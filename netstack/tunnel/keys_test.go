@@ -443,3 +443,20 @@ func TestLostHandshakeOfAKeyChange(t *testing.T) {
 	e.await(t, "the change is followed", func() bool { return p.PublicKey() == next.PublicKey() })
 	t.Logf("followed after %v, given up %d times", time.Since(start), deaths.Load())
 }
+
+// TestCloseDuringAKeyChange: whichever is first, nothing is left (the leak
+// check sees to it).
+func TestCloseDuringAKeyChange(t *testing.T) {
+	for range 20 {
+		e := newEdge(t, newKey(t), "127.0.0.1:0")
+		c := newConnector(t, newKey(t), e, handlers{})
+		var both sync.WaitGroup
+		both.Go(func() {
+			if err := c.SetPrivateKey(newKey(t)); err != nil && !errors.Is(err, ErrClosed) {
+				t.Error(err)
+			}
+		})
+		both.Go(c.Close)
+		both.Wait()
+	}
+}

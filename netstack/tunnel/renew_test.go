@@ -1,15 +1,11 @@
 package tunnel
 
 import (
-	"bytes"
 	"io"
 	"net"
 	"net/netip"
-	"sync"
 	"testing"
 	"time"
-
-	"golang.zx2c4.com/wireguard/device"
 )
 
 // TestClockThatWentBack: a connector whose handshakes are dated before its last
@@ -58,26 +54,6 @@ func TestClockThatWentBack(t *testing.T) {
 	}
 }
 
-// recorder keeps the handshake initiations that a relay carries.
-type recorder struct {
-	mu       sync.Mutex
-	messages [][]byte
-}
-
-func (r *recorder) take(b []byte) {
-	if len(b) == device.MessageInitiationSize && b[0] == device.MessageInitiationType {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.messages = append(r.messages, bytes.Clone(b))
-	}
-}
-
-func (r *recorder) recorded() [][]byte {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.messages
-}
-
 // TestRecordedHandshakes: whoever recorded the handshakes of a connector plays
 // them back to the edge after a restart, before the connector is back and once
 // it is: the edge sends to the connector all the same.
@@ -89,8 +65,7 @@ func TestRecordedHandshakes(t *testing.T) {
 	if _, err := e.network(t, "berlin").AddConnector(cfg); err != nil {
 		t.Fatal(err)
 	}
-	way, tape := newStall(t, e.addr()), new(recorder)
-	way.watch = tape.take
+	way := newStall(t, e.addr())
 	c := &testConnector{events: newEvents()}
 	var err error
 	c.Tunnel, err = New(Config{PrivateKey: key, Listen: netip.MustParseAddrPort("127.0.0.1:0"), OnPeer: c.onPeer})
@@ -111,7 +86,7 @@ func TestRecordedHandshakes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	attacker := send(t, second.addr(), tape.recorded()[0])
+	attacker := send(t, second.addr(), way.recorded()[0])
 	awaitResponse(t, attacker) // WireGuard cannot know better yet
 	second.await(t, "the connector joins again", p.Alive)
 	connector := way.far.LocalAddr().(*net.UDPAddr).AddrPort()
@@ -123,12 +98,12 @@ func TestRecordedHandshakes(t *testing.T) {
 		t.Errorf("the edge sends to %v, want %v", at, connector)
 	}
 	received := second.bind.Stats().RxDatagrams
-	for _, m := range tape.recorded() {
+	for _, m := range way.recorded() {
 		if _, err := attacker.Write(m); err != nil {
 			t.Fatal(err)
 		}
 	}
-	second.await(t, "the recordings arrive", func() bool { return second.bind.Stats().RxDatagrams >= received+uint64(len(tape.recorded())) })
+	second.await(t, "the recordings arrive", func() bool { return second.bind.Stats().RxDatagrams >= received+uint64(len(way.recorded())) })
 	heard := c.edge.State().Heard
 	c.await(t, "the edge is heard", func() bool { return c.edge.State().Heard.After(heard) })
 	if at := endpoint(); at != connector {

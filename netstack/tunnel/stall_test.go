@@ -17,9 +17,9 @@ type stall struct {
 	mu     sync.Mutex
 	held   bool
 	kept   []func()
-	hellos int          // handshake initiations among kept
-	losing int          // handshake initiations to lose
-	watch  func([]byte) // sees each datagram; may be nil
+	hellos int      // handshake initiations among kept
+	losing int      // handshake initiations to lose
+	tape   [][]byte // every handshake initiation so far
 }
 
 func newStall(t *testing.T, edge netip.AddrPort) *stall {
@@ -69,10 +69,10 @@ func newStall(t *testing.T, edge netip.AddrPort) *stall {
 func (s *stall) pass(b []byte, send func([]byte)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.watch != nil {
-		s.watch(b)
-	}
 	hello := b[0] == 1 // wireguard.com/protocol, first message
+	if hello {
+		s.tape = append(s.tape, append([]byte(nil), b...))
+	}
 	if hello && s.losing > 0 {
 		s.losing--
 		return
@@ -86,6 +86,13 @@ func (s *stall) pass(b []byte, send func([]byte)) {
 	}
 	b = append([]byte(nil), b...)
 	s.kept = append(s.kept, func() { send(b) })
+}
+
+// recorded returns the handshake initiations that came by.
+func (s *stall) recorded() [][]byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tape
 }
 
 // lose loses the next n handshake initiations.

@@ -130,7 +130,7 @@ type Tunnel struct {
 
 	byOverlay sync.Map // netip.Addr → *session
 
-	changing sync.Mutex // held while our key changes
+	changing sync.Mutex // held while our key changes, and by Close
 
 	wake  chan struct{} // capacity 1: a peer has news for watch
 	stop  context.CancelFunc
@@ -333,6 +333,8 @@ const leaveGrace = 100 * time.Millisecond
 // Close says farewell to the peers, aborts every flow, and stops the device
 // and all goroutines. Later calls do nothing.
 func (t *Tunnel) Close() {
+	t.changing.Lock()
+	defer t.changing.Unlock()
 	t.mu.Lock()
 	if t.closed {
 		t.mu.Unlock()
