@@ -46,7 +46,7 @@ type Peer struct {
 	held       atomic.Bool               // our operator wants none for it
 	left       atomic.Bool               // the other end said farewell
 	rebooted   atomic.Bool               // news for watch
-	news       atomic.Bool               // for OnPeer: draining, held or shared changed
+	news       atomic.Bool               // for OnPeer: draining or shared changed
 	moved      atomic.Bool               // news for watch: the endpoint changed
 	changed    atomic.Bool               // news for watch: another key is in use
 	rekeyed    atomic.Pointer[time.Time] // news for watch: our key changed; the last handshake with the one before
@@ -152,13 +152,8 @@ func (p *Peer) RTT() time.Duration {
 func (p *Peer) Draining() bool { return p.draining.Load() }
 
 // SetHeld says whether our operator wants no new flows for the peer: Pick
-// passes it over then. What it carries goes on.
-func (p *Peer) SetHeld(held bool) {
-	if p.held.Swap(held) != held {
-		p.news.Store(true)
-		p.tunnel.nudge()
-	}
-}
+// passes it over then. What it carries goes on. OnPeer is not told.
+func (p *Peer) SetHeld(held bool) { p.held.Store(held) }
 
 // Flows returns how many flows the peer carries.
 func (p *Peer) Flows() int { return p.nic.Flows() }

@@ -124,7 +124,6 @@ func (p *Peer) tick(s *pass) {
 // tickKeys does what a change of key leaves to do, the peer's or ours.
 func (p *Peer) tickKeys(now time.Time) {
 	if p.changed.Swap(false) {
-		p.news.Store(true)
 		if old := p.otherKeys().old; old != nil {
 			p.tunnel.self.Load().stack.abort(old.overlay, 0) // the other end has ended them
 		}
