@@ -249,7 +249,7 @@ func (e *Edge) enrollmentState() observe.EnrollmentState {
 	for state, n := range c.Tokens {
 		tokens[string(state)] = n
 	}
-	return observe.EnrollmentState{Enrollments: c.Enrolments, Tokens: tokens, Syncs: c.Syncs, SyncsHeld: c.SyncsHeld}
+	return observe.EnrollmentState{Enrollments: c.Enrollments, Tokens: tokens, Syncs: c.Syncs, SyncsHeld: c.SyncsHeld}
 }
 
 func (e *Edge) endpointStates() []observe.EndpointState {

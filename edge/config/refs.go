@@ -149,15 +149,15 @@ func (l *loader) checkServed(path, network string, addr netip.Addr) {
 		return
 	}
 	served := l.served[network]
-	if served == nil || served.unsound || served.routes.Contains(addr) || l.enrols(network) {
+	if served == nil || served.unsound || served.routes.Contains(addr) || l.enrolls(network) {
 		return
 	}
 	l.doc.Add(path, fmt.Sprintf("no connector of network %q has a route to it", network),
 		fmt.Sprintf("add one, or use an address in %s", strings.Join(served.first, ", ")))
 }
 
-// enrols tells whether connectors may join the network by token.
-func (l *loader) enrols(network string) bool {
+// enrolls tells whether connectors may join the network by token.
+func (l *loader) enrolls(network string) bool {
 	return slices.ContainsFunc(l.file.Network, func(n Network) bool { return n.Name == network && n.Enroll })
 }
 

@@ -88,14 +88,6 @@ type fakeTx struct {
 	values map[string]map[string][]byte
 }
 
-func (tx fakeTx) Get(kind, id string, into any) (bool, error) {
-	value, ok := tx.values[kind][id]
-	if !ok {
-		return false, nil
-	}
-	return true, json.Unmarshal(value, into)
-}
-
 func (tx fakeTx) Put(kind, id string, value any) error {
 	text, err := json.Marshal(value)
 	if err != nil {

@@ -28,14 +28,16 @@ func (r *Registry) aged(c *connector, now time.Time) bool {
 }
 
 // revisionOf makes the revision of a grant out of its content: a restart keeps
-// it, and a change that was taken back before the connector saw it is none.
+// it, and a change that was taken back before the connector saw it is none. Its
+// 53 bits are what any reader of JSON keeps of a number; 0 is the connector's
+// way to say that it has no grant.
 func revisionOf(g wire.Grant) uint64 {
 	text, err := json.Marshal(g)
 	if err != nil {
 		panic(fmt.Sprintf("encoding a grant: %v", err)) // of plain types alone
 	}
 	sum := sha256.Sum256(text)
-	return max(1, binary.BigEndian.Uint64(sum[:])>>11)
+	return max(1, binary.BigEndian.Uint64(sum[:])>>(64-53))
 }
 
 // refresh brings c's grant up to date and wakes its sync if it changed. The

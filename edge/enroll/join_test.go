@@ -285,7 +285,7 @@ func TestTheSameTokenAndKeyGetTheSameAnswer(t *testing.T) {
 	}
 	key = next
 	same("with the key that it has changed to")
-	if got := w.Counts().Enrolments[ResultRepeated]; got != 3 { // since the last restart
+	if got := w.Counts().Enrollments[ResultRepeated]; got != 3 { // since the last restart
 		t.Errorf("%d repetitions counted", got)
 	}
 	if w.Tokens()[0].Used != 1 {

@@ -8,10 +8,10 @@ import (
 
 // Counts is what the registry has counted since New, and what there is now.
 type Counts struct {
-	Enrolments map[string]uint64  // by result: one of the Result values or a wire.Code
-	Tokens     map[TokenState]int // gauges: all states are there
-	Syncs      uint64             // that were answered with a grant
-	SyncsHeld  int                // gauge: those that wait for news
+	Enrollments map[string]uint64  // by result: one of the Result values or a wire.Code
+	Tokens      map[TokenState]int // gauges: all states are there
+	Syncs       uint64             // that were answered with a grant
+	SyncsHeld   int                // gauge: those that wait for news
 }
 
 // Results of an enrolment that was not refused.
@@ -25,20 +25,20 @@ type metrics struct {
 	syncs atomic.Uint64
 	held  atomic.Int64
 
-	tooManyOfPeer, tooMany atomic.Uint64 // connections that were closed at once
+	tooManyOfPeer, tooMany atomic.Uint64 // connections that were aborted for a newer one
 
-	mu         sync.Mutex
-	enrolments map[string]uint64
+	mu          sync.Mutex
+	enrollments map[string]uint64 // by result
 }
 
 func (m *metrics) init() {
-	m.enrolments = map[string]uint64{ResultPending: 0, ResultRepeated: 0, ResultConfirmed: 0}
+	m.enrollments = map[string]uint64{ResultPending: 0, ResultRepeated: 0, ResultConfirmed: 0}
 }
 
 func (m *metrics) enrolled(result string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.enrolments[result]++
+	m.enrollments[result]++
 }
 
 // Counts returns the counters; the maps are the caller's.
@@ -49,7 +49,7 @@ func (r *Registry) Counts() Counts {
 		SyncsHeld: int(r.metrics.held.Load()),
 	}
 	r.metrics.mu.Lock()
-	counts.Enrolments = maps.Clone(r.metrics.enrolments)
+	counts.Enrollments = maps.Clone(r.metrics.enrollments)
 	r.metrics.mu.Unlock()
 	now := r.now()
 	r.mu.Lock()
@@ -61,8 +61,8 @@ func (r *Registry) Counts() Counts {
 	return counts
 }
 
-// Drops reports the connections that were closed at once because there were
-// too many.
+// Drops reports the connections that were aborted because a newer one would
+// have been too many: of its peer, or in all.
 func (r *Registry) Drops(yield func(where, why string, n uint64)) {
 	yield("enroll", "connections_of_peer", r.metrics.tooManyOfPeer.Load())
 	yield("enroll", "connections", r.metrics.tooMany.Load())

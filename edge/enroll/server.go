@@ -40,13 +40,13 @@ type port struct {
 // Serve answers on both listeners until ctx ends, closes them, and returns nil
 // then. It fails if one of them does.
 func (r *Registry) Serve(ctx context.Context, enroll, control net.Listener) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	failed := make(chan error, 2)
 	go func() { failed <- r.serve(ctx, r.enrollPort(), enroll) }()
 	go func() { failed <- r.serve(ctx, r.controlPort(), control) }()
 	first := <-failed
-	cancel(nil) // one without the other is of no use
+	cancel() // one without the other is of no use
 	return errors.Join(first, <-failed)
 }
 

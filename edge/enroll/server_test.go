@@ -229,7 +229,7 @@ func TestRequestsThatMakeNoSense(t *testing.T) {
 				wantRefusal(t, refused(t, status, body, err), c.code, c.words...)
 			})
 		}
-		if s.Counts().Enrolments[string(wire.CodeBadRequest)] == 0 {
+		if s.Counts().Enrollments[string(wire.CodeBadRequest)] == 0 {
 			t.Error("a body that cannot be read is not counted")
 		}
 	})

@@ -65,7 +65,6 @@ type Store interface {
 // Tx is a transaction of a Store: values by kind and id, as JSON. It must not
 // be used after its function has returned. Put and Delete belong in an Update.
 type Tx interface {
-	Get(kind, id string, into any) (found bool, err error)
 	Put(kind, id string, value any) error
 	Delete(kind, id string) error // of what is not there: nil
 	Each(kind string, visit func(id string, decode func(into any) error) error) error

@@ -340,7 +340,7 @@ func TestCountsOfTokens(t *testing.T) {
 	if got.Tokens[TokenActive] != 1 || got.Tokens[TokenSpent] != 1 || got.Tokens[TokenExpired] != 1 || got.Tokens[TokenRevoked] != 0 || len(got.Tokens) != 4 {
 		t.Errorf("counted %v", got.Tokens)
 	}
-	if got.Enrolments[ResultPending] != 1 || got.Enrolments[ResultConfirmed] != 1 || got.Syncs != 1 {
+	if got.Enrollments[ResultPending] != 1 || got.Enrollments[ResultConfirmed] != 1 || got.Syncs != 1 {
 		t.Errorf("counted %+v", got)
 	}
 }
