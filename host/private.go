@@ -51,7 +51,7 @@ func about(path string, err error) error {
 // one that writes in the directory: it holds LockDir's lock.
 func WritePrivate(path string, text []byte) (err error) {
 	temp := path + ".tmp"
-	if err := os.Remove(temp); err != nil && !os.IsNotExist(err) {
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	f, err := os.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
