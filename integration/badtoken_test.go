@@ -100,14 +100,19 @@ func TestTokensThatAreRefused(t *testing.T) {
 	walledIn.WaitReady()
 	t.Logf("ready %v after the firewall let it", time.Since(lifted).Round(time.Millisecond))
 
-	// A week later nobody is told anything any more.
+	d.testForgottenTokens(t, clock, expired.Text, revoked.Text)
+}
+
+// testForgottenTokens wants a token that can still be told why it is good for
+// nothing to be good for not one packet a week later.
+func (d *deployment) testForgottenTokens(t *testing.T, clock *daemon.Clock, expired, revoked string) {
 	d.edge.Filter("ended", `
 		counter answers { }
 		chain output {
 			type filter hook output priority 0
 			ip daddr 198.51.100.10 udp sport 51820 counter name answers
 		}`)
-	if conn, err := d.guestsOf(t, d.client, revoked.Text)[0].dial(t.Context(), wire.EnrollPort); err != nil {
+	if conn, err := d.guestsOf(t, d.client, revoked)[0].dial(t.Context(), wire.EnrollPort); err != nil {
 		t.Errorf("before a week is over: %v", err)
 	} else {
 		conn.Close()
@@ -118,8 +123,8 @@ func TestTokensThatAreRefused(t *testing.T) {
 	if before == 0 {
 		t.Error("the counter saw no answer to a token that was revoked a moment ago")
 	}
-	d.guestsOf(t, d.client, expired.Text)
-	d.guestsOf(t, d.client, revoked.Text)
+	d.guestsOf(t, d.client, expired)
+	d.guestsOf(t, d.client, revoked)
 	waitFor(t, 2*time.Second)
 	if after, _ := d.edge.Counter("ended", "answers"); after != before {
 		t.Errorf("the edge answered a token that ended a week ago with %d packets", after-before)

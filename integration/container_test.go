@@ -71,6 +71,15 @@ func TestContainer(t *testing.T) {
 		checkContained(t, j, state)
 		j.Drain()
 	}
+	// What is forgotten is enrolled again with such a token, and not with others.
+	const warning = "is on tmpfs"
+	if strings.Contains(j.Output(), warning) {
+		t.Errorf("with an ephemeral token it warns of its state:\n%s", j.Output())
+	}
+	other := d.warren.NewJoiner(t, d.berlin1, daemon.JoinerConfig{Name: "pod", Token: d.edged.Token(t, berlinToken()).Text, State: state, Env: env, Attr: attr, Under: under})
+	other.Start()
+	other.WaitReady()
+	says(t, other, warning)
 }
 
 // checkContained wants a process to be without powers and without places to

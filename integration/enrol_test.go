@@ -39,6 +39,10 @@ name = "berlin-other"
 listen = ["tcp/9011"]
 origin = "berlin/10.0.0.11:9001"
 [[app]]
+name = "berlin-closed"
+listen = ["tcp/9021"]
+origin = "berlin/10.0.0.10:9021"
+[[app]]
 name = "tokyo-echo"
 listen = ["tcp/9002"]
 origin = "tokyo/10.0.0.10:9002"
@@ -242,20 +246,7 @@ func TestRollingRestart(t *testing.T) {
 	ask := berlinToken()
 	ask.Ephemeral = true
 	token := d.edged.Token(t, ask)
-	replicas := make([]*daemon.Joiner, 10)
-	for i := range replicas {
-		// Half are called by their names, which they take again; half by the
-		// host's, as pods of a deployment are by one that is new each time.
-		name := ""
-		if i%2 == 0 {
-			name = fmt.Sprintf("replica-%d", i)
-		}
-		replicas[i] = d.warren.NewJoiner(t, []*netns.Host{d.berlin1, d.berlin2}[i%2], daemon.JoinerConfig{Name: name, Token: token.Text})
-		replicas[i].Start()
-	}
-	for _, r := range replicas {
-		r.WaitReady()
-	}
+	replicas := d.startReplicas(t, 10, token.Text)
 	// One more dies, and nobody comes in its place.
 	lost := d.warren.StartJoiner(t, d.berlin1, daemon.JoinerConfig{Name: "lost", Token: token.Text})
 	lost.Kill()
@@ -297,6 +288,25 @@ func TestRollingRestart(t *testing.T) {
 	if err := errors.Join(requestAll(t, d, 5)...); err != nil {
 		t.Errorf("after the dead were forgotten: %v", err)
 	}
+}
+
+// startReplicas starts connectors with one token and waits for them. Half ask
+// for a name, which they take again; half are called by their host's.
+func (d *deployment) startReplicas(t *testing.T, count int, token string) []*daemon.Joiner {
+	t.Helper()
+	replicas := make([]*daemon.Joiner, count)
+	for i := range replicas {
+		name := ""
+		if i%2 == 0 {
+			name = fmt.Sprintf("replica-%d", i)
+		}
+		replicas[i] = d.warren.NewJoiner(t, []*netns.Host{d.berlin1, d.berlin2}[i%2], daemon.JoinerConfig{Name: name, Token: token})
+		replicas[i].Start()
+	}
+	for _, r := range replicas {
+		r.WaitReady()
+	}
+	return replicas
 }
 
 // requestAll sends requests one after the other.

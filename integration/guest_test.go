@@ -154,7 +154,7 @@ func TestFloodByGuests(t *testing.T) {
 	d, _, _ := deployEnrolment(t)
 	ask := berlinToken()
 	ask.Reusable = true
-	guests := d.guestsOf(t, d.client, d.edged.Token(t, ask).Text)
+	guests, slow := d.guestsOf(t, d.client, d.edged.Token(t, ask).Text), d.guestsOf(t, d.client, d.edged.Token(t, ask).Text)
 	honest := d.edged.Token(t, berlinToken())
 	d.testGuestsAreRefused(t, guests[0])
 	d.testGuestsReachOnePort(t, guests[0])
@@ -162,30 +162,12 @@ func TestFloodByGuests(t *testing.T) {
 	sessions := openSessions(t, d.client, at(9002).String(), 5)
 	stop := load(t, d.client, at(9002).String(), 50)
 	before := rss(t, d.edged.Pid(), "VmRSS")
-	length := 12 * time.Second
-	if testing.Short() {
-		length = 6 * time.Second
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), length)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var wg sync.WaitGroup
-	var endlessTaken, requests atomic.Int64
+	var taken, requests atomic.Int64
 	for _, g := range guests {
-		for n := range 24 {
-			wg.Go(func() {
-				for ctx.Err() == nil {
-					requests.Add(1)
-					switch n % 3 {
-					case 0:
-						g.post(ctx, wire.PathEnroll, io.LimitReader(endless{&endlessTaken}, 1<<30))
-					case 1:
-						g.post(ctx, wire.PathEnroll, trickle{ctx})
-					case 2:
-						g.silent(ctx)
-					}
-				}
-			})
-		}
+		g.flood(ctx, &wg, &taken, &requests)
 	}
 	// Somebody else's token is as good as ever meanwhile.
 	started := time.Now()
@@ -194,9 +176,11 @@ func TestFloodByGuests(t *testing.T) {
 	if err := pollFor(t, 5*time.Second, func() error { return request(t.Context(), d.client, at(9001).String(), 1) }); err != nil {
 		t.Errorf("through a connector that enrolled during the flood: %v", err)
 	}
+	testSlowGuests(t, slow)
+	cancel()
 	wg.Wait()
 	grown := rss(t, d.edged.Pid(), "VmHWM") - before
-	t.Logf("%d requests, %d MiB of bodies written; the edge grew by %d MiB at most", requests.Load(), endlessTaken.Load()>>20, grown>>20)
+	t.Logf("%d requests, %d MiB of bodies written; the edge grew by %d MiB at most", requests.Load(), taken.Load()>>20, grown>>20)
 	if grown > guestFloodLimit && !daemon.Race {
 		t.Errorf("the edge grew by %d MiB", grown>>20)
 	}
@@ -217,15 +201,58 @@ func TestFloodByGuests(t *testing.T) {
 	}
 }
 
-// silent opens a connection and says nothing until the edge has enough of it.
-func (g *guest) silent(ctx context.Context) {
+// flood keeps 24 connections busy until ctx ends.
+func (g *guest) flood(ctx context.Context, wg *sync.WaitGroup, taken, requests *atomic.Int64) {
+	for n := range 24 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				requests.Add(1)
+				switch n % 3 {
+				case 0:
+					g.post(ctx, wire.PathEnroll, io.LimitReader(endless{taken}, 1<<30))
+				case 1:
+					g.post(ctx, wire.PathEnroll, trickle{ctx})
+				case 2:
+					g.silent(ctx, "")
+				}
+			}
+		})
+	}
+}
+
+// silent opens a connection, says something, and then nothing more until the
+// edge has enough of it.
+func (g *guest) silent(ctx context.Context, something string) error {
 	conn, err := g.dial(ctx, wire.EnrollPort)
 	if err != nil {
-		return
+		return err
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	if _, err := io.WriteString(conn, something); err != nil {
+		return err
+	}
 	io.Copy(io.Discard, conn)
+	return ctx.Err()
+}
+
+// testSlowGuests wants connections that take their time to be ended: a header
+// that does not come after 5 s, a body after 10.
+func testSlowGuests(t *testing.T, guests []*guest) {
+	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+	defer cancel()
+	head := "POST " + wire.PathEnroll + " HTTP/1.1\r\nHost: edge\r\n"
+	var wg sync.WaitGroup
+	for i, something := range []string{"", head, head + "Content-Length: 100\r\n\r\n{"} {
+		wg.Go(func() {
+			started := time.Now()
+			if err := guests[i].silent(ctx, something); err != nil {
+				t.Errorf("after %q the edge still waits: %v", something, err)
+			}
+			t.Logf("after %q the edge waited for %v", something, time.Since(started).Round(time.Millisecond))
+		})
+	}
+	wg.Wait()
 }
 
 // testGuestsAreRefused sends what is no enrolment, and wants a refusal that

@@ -144,12 +144,16 @@ func TestRotation(t *testing.T) {
 		t.Error(corrupt)
 	}
 
-	// What a connector has on its disk, and the edges on theirs, is the last
-	// key and no other.
-	j := joiners[0]
-	for _, j := range joiners {
+	for _, j := range joiners[1:] {
 		j.Kill()
 	}
+	d.testKeyIsSaved(t, joiners[0])
+}
+
+// testKeyIsSaved wants the last key, and no other, to be what a connector has
+// on its disk, and the edges on theirs.
+func (d *twoEdges) testKeyIsSaved(t *testing.T, j *daemon.Joiner) {
+	j.Kill()
 	if _, err := os.Stat(filepath.Join(j.State, "connector.key.next")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a next key is left: %v", err)
 	}

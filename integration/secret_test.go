@@ -28,7 +28,7 @@ import (
 // and then looks for what was secret in everything that the edge and its
 // connectors leave behind or say.
 func TestSecretsStay(t *testing.T) {
-	d, _, _ := deployEnrolment(t)
+	d, _, _ := deployEnrolmentWith(t, daemon.Find(t), daemon.EdgeConfig{Log: "flows = \"flows.jsonl\"\nlevel = \"debug\""})
 	var h hunt
 	h.addKey(t, "the edge's private key", d.edgeKey.Private)
 	h.addKey(t, "the declared connector's private key", d.tokyo1Key.Private)
@@ -107,56 +107,70 @@ func (h *hunt) addToken(t *testing.T, name, text string) {
 	h.add("the preshared key of "+name, psk[:])
 }
 
-// liveThroughEverything is the life of an edge in a minute. It returns the
-// connectors that took part and adds their secrets.
-func (d *deployment) liveThroughEverything(t *testing.T, h *hunt) (joiners []*daemon.Joiner) {
-	t.Helper()
-	admin := d.edged.Admin()
-	make := func(name string, reusable, ephemeral bool) string {
-		t.Helper()
-		ask := berlinToken()
-		ask.Reusable, ask.Ephemeral = reusable, ephemeral
-		made := d.edged.Token(t, ask)
-		h.addToken(t, name, made.Text)
-		return made.Text
-	}
-	join := func(name, token string, args ...string) *daemon.Joiner {
-		t.Helper()
-		cfg := daemon.JoinerConfig{Name: name, Token: token, Args: args}
-		if len(args) > 0 {
-			cfg.Token = ""
-		}
-		j := d.warren.NewJoiner(t, d.berlin1, cfg)
-		j.Start()
-		joiners = append(joiners, j)
-		return j
-	}
-	single := make("single", false, false)
-	stays := join("stays", single)
-	stays.WaitReady()
-	many := make("reusable", true, false)
-	join("goes", "", "--token", many).WaitReady()
-	file := filepath.Join(netns.Directory(t, "token"), "token")
-	if err := os.WriteFile(file, []byte(make("ephemeral", false, true)+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	netns.Give(t, filepath.Dir(file))
-	join("comes-and-goes", "", "--token-file", file).WaitReady()
-	endsWith(t, join("late", single), 3, 30*time.Second, "used on ")
-	ended := make("revoked", false, false)
-	token, err := wire.ParseToken(ended)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := admin.RevokeToken(t.Context(), token.ID.String()); err != nil {
-		t.Fatal(err)
-	}
-	endsWith(t, join("too-late", ended), 3, 30*time.Second, "revoked")
-	make("unused", false, false)
+// life is what goes on at an edge while a hunt learns what is secret of it.
+type life struct {
+	*deployment
+	hunt    *hunt
+	config  string // of the connectors: they say all that they can
+	joiners []*daemon.Joiner
+}
 
-	h.addState(t, "stays, before", stays.State)
+// token makes one.
+func (l *life) token(t *testing.T, name string, reusable, ephemeral bool) string {
+	t.Helper()
+	ask := berlinToken()
+	ask.Reusable, ask.Ephemeral = reusable, ephemeral
+	made := l.edged.Token(t, ask)
+	l.hunt.addToken(t, name, made.Text)
+	return made.Text
+}
+
+// join starts a connector; args, where there are some, tell it the token.
+func (l *life) join(t *testing.T, name, token string, args ...string) *daemon.Joiner {
+	t.Helper()
+	cfg := daemon.JoinerConfig{Name: name, Token: token, Args: append(args, "-c", l.config)}
+	if len(args) > 0 {
+		cfg.Token = ""
+	}
+	j := l.warren.NewJoiner(t, l.berlin1, cfg)
+	j.Start()
+	l.joiners = append(l.joiners, j)
+	return j
+}
+
+// liveThroughEverything is the life of an edge in a second. It returns the
+// connectors that took part.
+func (d *deployment) liveThroughEverything(t *testing.T, h *hunt) []*daemon.Joiner {
+	t.Helper()
+	dir := netns.Directory(t, "life")
+	l := &life{deployment: d, hunt: h, config: filepath.Join(dir, "connector.toml")}
+	for name, text := range map[string]string{
+		"connector.toml": "version = 1\n[metrics]\nlisten = \"127.0.0.1:0\"\n[log]\nlevel = \"debug\"\n",
+		"token":          l.token(t, "ephemeral", false, true) + "\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	netns.Give(t, dir)
+	single := l.token(t, "single", false, false)
+	l.join(t, "stays", single).WaitReady()
+	goes := l.join(t, "goes", "", "--token", l.token(t, "reusable", true, false))
+	goes.WaitReady()
+	l.join(t, "comes-and-goes", "", "--token-file", filepath.Join(dir, "token")).WaitReady()
+	endsWith(t, l.join(t, "late", single), 3, 30*time.Second, "used on ")
+	l.token(t, "unused", false, false)
+	ended := l.token(t, "revoked", false, false)
+	if token, err := wire.ParseToken(ended); err != nil {
+		t.Fatal(err)
+	} else if _, err := d.edged.Admin().RevokeToken(t.Context(), token.ID.String()); err != nil {
+		t.Fatal(err)
+	}
+	endsWith(t, l.join(t, "too-late", ended), 3, 30*time.Second, "revoked on ")
+
+	l.addStates(t, "before")
 	before, _ := d.edged.Connector(t, "stays")
-	if _, err := admin.RotateConnector(t.Context(), "stays"); err != nil {
+	if _, err := d.edged.Admin().RotateConnector(t.Context(), "stays"); err != nil {
 		t.Fatal(err)
 	}
 	if err := pollFor(t, 20*time.Second, func() error {
@@ -167,26 +181,24 @@ func (d *deployment) liveThroughEverything(t *testing.T, h *hunt) (joiners []*da
 	}); err != nil {
 		t.Error(err)
 	}
-	for _, j := range joiners {
-		if _, err := os.Stat(filepath.Join(j.State, "connector.key")); err == nil {
-			h.addState(t, j.Name(), j.State)
-		}
-	}
-	if _, err := admin.RevokeConnector(t.Context(), "goes"); err != nil {
+	l.addStates(t, "after")
+	if _, err := d.edged.Admin().RevokeConnector(t.Context(), "goes"); err != nil {
 		t.Fatal(err)
 	}
-	endsWith(t, joiners[1], 3, 20*time.Second, "revoked")
-	return joiners
+	endsWith(t, goes, 3, 20*time.Second, "revoked on ")
+	return l.joiners
 }
 
-// addState adds a connector's own private key.
-func (h *hunt) addState(t *testing.T, name, dir string) {
+// addStates adds the private keys of all connectors.
+func (l *life) addStates(t *testing.T, when string) {
 	t.Helper()
-	key, err := os.ReadFile(filepath.Join(dir, "connector.key"))
-	if err != nil {
-		t.Fatal(err)
+	for _, j := range l.joiners {
+		key, err := os.ReadFile(filepath.Join(j.State, "connector.key"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.hunt.addKey(t, "the private key of "+j.Name()+", "+when, strings.TrimSpace(string(key)))
 	}
-	h.addKey(t, "the private key of "+name, strings.TrimSpace(string(key)))
 }
 
 // checkJoinerState wants a connector's directory to hold its own key and no
@@ -263,13 +275,7 @@ func TestStateEnrolsNoOne(t *testing.T) {
 	if known != len(enrols) {
 		t.Errorf("edge.db holds %d of the %d public keys: this is not the state of an edge with tokens", known, len(enrols))
 	}
-	candidates := keysIn(db, edgeKey)
-	for private := range candidates {
-		if what, ok := enrols[publicOf(private)]; ok {
-			t.Errorf("the edge's state holds the private half of %s", what)
-		}
-	}
-	t.Logf("%d candidates for a private key in %d bytes of state", len(candidates), len(db))
+	searchForPrivateHalves(t, enrols, db, edgeKey)
 	// The same search finds the key where it is.
 	token, err := wire.ParseToken(single)
 	if err != nil {
@@ -282,6 +288,18 @@ func TestStateEnrolsNoOne(t *testing.T) {
 		}
 	}
 	d.testCopyIsNotAnswered(t, enrols, preshared)
+}
+
+// searchForPrivateHalves fails the test where a state holds one.
+func searchForPrivateHalves(t *testing.T, enrols map[wgtypes.Key]string, state ...[]byte) {
+	t.Helper()
+	candidates := keysIn(state...)
+	for private := range candidates {
+		if what, ok := enrols[publicOf(private)]; ok {
+			t.Errorf("the edge's state holds the private half of %s", what)
+		}
+	}
+	t.Logf("%d candidates for a private key in %d bytes of state", len(candidates), len(state[0]))
 }
 
 // testCopyIsNotAnswered shakes hands with what a thief of edge.db has: public
