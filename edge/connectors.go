@@ -21,6 +21,8 @@ func (e *Edge) Connectors() []client.Connector {
 		shown := showMember(c)
 		if p := e.nets.peer(c.Name); p != nil {
 			showPeer(&shown, p)
+		} else if shown.State == client.ConnectorDown {
+			shown.Why = "the tunnel did not take it at the last reload: the log says why"
 		}
 		out = append(out, shown)
 	}
@@ -48,10 +50,8 @@ func showMember(c enroll.Connector) client.Connector {
 		shown.Why = cmp.Or(c.Why, "it has registered, and its own key has not called yet")
 	case enroll.ConnectorRevoked:
 		shown.State = client.ConnectorRevoked
-		shown.Why = fmt.Sprintf("its key was revoked on %s: give it a new key, or remove it from the config", c.Revoked.Format(time.RFC3339))
-	case enroll.ConnectorNoNetwork:
+	case enroll.ConnectorAsleep:
 		shown.State = client.ConnectorAsleep
-		shown.Why = fmt.Sprintf("the config has no network %q any more", c.Network)
 	}
 	if !c.LastSync.IsZero() {
 		shown.Report = showReport(c)

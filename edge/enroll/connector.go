@@ -16,10 +16,10 @@ import (
 type ConnectorState string
 
 const (
-	ConnectorPending   ConnectorState = "pending"    // its key has not synced yet
-	ConnectorEnrolled  ConnectorState = "enrolled"   // or declared
-	ConnectorNoNetwork ConnectorState = "no_network" // it is not in the tunnel: see Why
-	ConnectorRevoked   ConnectorState = "revoked"    // declared, but its key is denied
+	ConnectorPending  ConnectorState = "pending"  // its key has not synced yet
+	ConnectorEnrolled ConnectorState = "enrolled" // or declared
+	ConnectorAsleep   ConnectorState = "asleep"   // its network has gone, or the tunnel did not take it: see Why
+	ConnectorRevoked  ConnectorState = "revoked"  // declared, but its key is denied
 )
 
 // Stages of a change of a connector's key.
@@ -44,7 +44,6 @@ type Connector struct {
 	PendingUntil time.Time // of a pending one
 	Enrolled     time.Time // when its first key synced; zero for a declared one
 	KeySince     time.Time // when its present key was registered; zero for a declared one
-	Revoked      time.Time // of a declared one whose key is denied
 	Rotation     string    // RotationAsked, RotationRegistered or empty
 	Draining     bool      // by an operator
 
@@ -165,7 +164,7 @@ func (r *Registry) Connectors() []Connector {
 		if at := r.denials[d.PublicKey]; at != nil {
 			all = append(all, Connector{
 				Name: d.Name, Network: d.Network, Routes: slices.Clone(d.Routes), PublicKey: d.PublicKey, Declared: true,
-				State: ConnectorRevoked, Why: "it was revoked on " + date(at.rec.When), Revoked: at.rec.When,
+				State: ConnectorRevoked, Why: "its key was revoked on " + date(at.rec.When) + ": give it a new key, or remove it from edge.toml",
 			})
 		}
 	}
@@ -199,7 +198,7 @@ func (c *connector) infoLocked() Connector {
 	case c.rec.Pending:
 		info.State, info.PendingUntil = ConnectorPending, c.registered.Add(wire.ConfirmWithin)
 	case c.asleep:
-		info.State = ConnectorNoNetwork
+		info.State = ConnectorAsleep
 	}
 	return info
 }

@@ -195,7 +195,7 @@ func (o *oracle) String() string {
 		case c.pending:
 			state = ConnectorPending
 		case !o.there(c.token.network):
-			state = ConnectorNoNetwork
+			state = ConnectorAsleep
 		}
 		rotation := ""
 		switch {

@@ -108,7 +108,7 @@ func TestANetworkGoesAndComesBack(t *testing.T) {
 			t.Error("it is still in the tunnel")
 		}
 		c := w.connector("web")
-		if c.State != ConnectorNoNetwork || !strings.Contains(c.Why, `network "berlin"`) {
+		if c.State != ConnectorAsleep || !strings.Contains(c.Why, `network "berlin"`) {
 			t.Errorf("listed %+v", c)
 		}
 		if err := w.Grant("web", prefixes("10.7.0.0/16")); err != nil {
@@ -119,7 +119,7 @@ func TestANetworkGoesAndComesBack(t *testing.T) {
 		}
 		w.check()
 		w.restart()
-		if c := w.connector("web"); c.State != ConnectorNoNetwork {
+		if c := w.connector("web"); c.State != ConnectorAsleep {
 			t.Errorf("after a restart %+v", c)
 		}
 		w.check()

@@ -14,7 +14,7 @@ const (
 	ConnectorDraining = "draining" // alive, and takes no new flows: it asks for that, or an operator does (Held)
 	ConnectorPending  = "pending"  // registered with a token; its key has not called yet
 	ConnectorRevoked  = "revoked"  // its key is refused
-	ConnectorAsleep   = "asleep"   // the config has its network no more
+	ConnectorAsleep   = "asleep"   // not in the tunnel: its network is not in the config any more, or what Why says
 )
 
 // Origin of a connector: how this edge came to know it.
