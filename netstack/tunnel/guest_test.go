@@ -134,7 +134,7 @@ func TestGuestWithAnOlderClock(t *testing.T) {
 			e.serveKeys(t, testEnroll)
 			key := newKey(t)
 			g := e.guest(t, key)
-			awaitResponse(t, send(t, e.addr(), initiation(t, key, e.PublicKey(), time.Now().Add(time.Hour))))
+			shake(t, e, key, time.Now().Add(time.Hour))
 			c := newConnector(t, key, e, handlers{})
 			refused := time.Now()
 			c.await(t, "the edge is called", func() bool { return c.edge.State().TxBytes > 0 })
