@@ -125,18 +125,18 @@ func (r *Registry) replace(c *connector, rec connectorRecord) {
 	}
 }
 
-// named returns the connector of that name, or an error that says which there
-// are. The caller holds changing.
-func (r *Registry) named(name string) (*connector, error) {
+// named returns the connector of that name, or why doing that with it cannot
+// be. The caller holds changing.
+func (r *Registry) named(doing, name string) (*connector, error) {
 	if c := r.connectors[name]; c != nil {
 		return c, nil
 	}
 	for _, d := range r.spec.Declared {
 		if at := r.denials[d.PublicKey]; d.Name == name && at != nil {
-			return nil, fail(Refused, "connector %q was revoked on %s: give it a new key, in edge.toml too", name, date(at.rec.When))
+			return nil, fail(Refused, "%s: it was revoked on %s: give it a new key, in edge.toml too", doing, date(at.rec.When))
 		}
 	}
-	return nil, fail(NotFound, "there is no connector %q: %s", name, list("this edge has", slices.Sorted(maps.Keys(r.connectors))))
+	return nil, fail(NotFound, "%s: there is none of that name: %s", doing, list("this edge has", slices.Sorted(maps.Keys(r.connectors))))
 }
 
 // list names the first few of names.

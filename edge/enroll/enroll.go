@@ -184,6 +184,15 @@ func (r *Registry) commit(doing string, writes ...write) error {
 	return nil
 }
 
+// takeBack stores what was there before commit, where the tunnel would not have
+// what was stored. Where that fails too, a restart finds what nobody was told
+// of.
+func (r *Registry) takeBack(doing string, before write) {
+	if err := r.commit("taking back: "+doing, before); err != nil {
+		r.log.Error(err.Error())
+	}
+}
+
 // unavailable is what a connector is told where commit failed; the operator
 // reads the reason in the log.
 func (r *Registry) unavailable(err error) *wire.Refusal {

@@ -127,6 +127,7 @@ type fakePeers struct {
 	renewed  map[wgtypes.Key]int
 	broken   error // that every method fails with which can
 	after    int   // with broken: only once so many more keys have been taken
+	refused  wgtypes.Key
 }
 
 type fakeMember struct {
@@ -174,6 +175,9 @@ func (p *fakePeers) takeLocked(key wgtypes.Key) error {
 	if owner := p.ownerLocked(key); owner != "" || key == (wgtypes.Key{}) {
 		p.t.Errorf("the tunnel was asked to take key %v, which is that of %q", key, owner)
 		return errors.New("known key")
+	}
+	if key == p.refused {
+		return errors.New("not this one")
 	}
 	return nil
 }

@@ -60,7 +60,7 @@ func (r *Registry) Grant(name string, routes []netip.Prefix) error {
 	r.changing.Lock()
 	defer r.changing.Unlock()
 	doing := fmt.Sprintf("granting routes to connector %q", name)
-	c, err := r.named(name)
+	c, err := r.named(doing, name)
 	if err != nil {
 		return err
 	}
@@ -77,9 +77,7 @@ func (r *Registry) Grant(name string, routes []netip.Prefix) error {
 	}
 	if !c.asleep {
 		if err := r.peers.SetRoutes(name, slices.Clone(routes)); err != nil {
-			if undo := r.commit("taking it back", before.write()); undo != nil {
-				r.log.Error(undo.Error())
-			}
+			r.takeBack(doing, before.write())
 			return fail(Refused, "%s: %w", doing, err)
 		}
 	}
@@ -94,12 +92,13 @@ func (r *Registry) Grant(name string, routes []netip.Prefix) error {
 func (r *Registry) Drain(name string, off bool) error {
 	r.changing.Lock()
 	defer r.changing.Unlock()
-	c, err := r.named(name)
+	doing := fmt.Sprintf("draining connector %q", name)
+	c, err := r.named(doing, name)
 	if err != nil {
 		return err
 	}
 	if c.rec.Pending {
-		return fail(Refused, "draining connector %q: it is not confirmed yet", name)
+		return fail(Refused, "%s: it is not confirmed yet", doing)
 	}
 	r.mu.Lock()
 	changed := c.draining == off

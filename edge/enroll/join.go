@@ -1,6 +1,7 @@
 package enroll
 
 import (
+	"fmt"
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -53,7 +54,7 @@ func (r *Registry) enroll(bootstrap wgtypes.Key, req wire.EnrollRequest) (wire.E
 // join stores c and gives it its place in the tunnel, that of gone if there is
 // one.
 func (r *Registry) join(c, gone *connector) error {
-	doing := "registering connector \"" + c.rec.Name + "\""
+	doing := fmt.Sprintf("registering connector %q", c.rec.Name)
 	if err := r.commit(doing, c.rec.write()); err != nil {
 		return err
 	}
@@ -61,14 +62,12 @@ func (r *Registry) join(c, gone *connector) error {
 		r.peers.RemoveConnector(gone.rec.Name)
 	}
 	if err := r.peers.AddConnector(c.rec.member()); err != nil {
-		undo := write{kindConnector, c.rec.Name, nil}
+		before := write{kindConnector, c.rec.Name, nil}
 		if gone != nil {
-			undo = gone.rec.write()
+			before = gone.rec.write()
 			r.wake(gone)
 		}
-		if undone := r.commit("taking back the registration of connector \""+c.rec.Name+"\"", undo); undone != nil {
-			r.log.Error(undone.Error())
-		}
+		r.takeBack(doing, before)
 		return fail(Unavailable, "%s: %w", doing, err)
 	}
 	r.mu.Lock()
@@ -142,13 +141,13 @@ func (r *Registry) knownAs(key wgtypes.Key) string {
 		return "this edge's own"
 	}
 	if c := r.byKey[key]; c != nil {
-		return "that of connector \"" + c.rec.Name + "\""
+		return fmt.Sprintf("that of connector %q", c.rec.Name)
 	}
 	if t := r.bootstraps[key]; t != nil {
 		return "one of token " + t.rec.ID
 	}
 	if d := r.denials[key]; d != nil {
-		return "that of connector \"" + d.rec.Name + "\", which was revoked on " + date(d.rec.When)
+		return fmt.Sprintf("that of connector %q, which was revoked on %s", d.rec.Name, date(d.rec.When))
 	}
 	if r.reserved.keys[key] {
 		return "declared in edge.toml"
@@ -184,7 +183,7 @@ func (r *Registry) confirm(key wgtypes.Key) *wire.Refusal {
 		}
 		writes = append(writes, used.write())
 	}
-	if err := r.commit("confirming connector \""+rec.Name+"\"", writes...); err != nil {
+	if err := r.commit(fmt.Sprintf("confirming connector %q", rec.Name), writes...); err != nil {
 		return r.unavailable(err)
 	}
 	r.replace(c, rec)

@@ -76,6 +76,9 @@ func (r *Registry) applyLocked(spec Spec) {
 		_, there := networks[c.rec.Network]
 		switch {
 		case c.declared:
+			if c.draining {
+				r.peers.SetHeld(c.rec.Name, true) // it may be new in the tunnel
+			}
 		case there && c.asleep:
 			r.wake(c)
 		case !there:
@@ -83,9 +86,6 @@ func (r *Registry) applyLocked(spec Spec) {
 				r.peers.RemoveConnector(c.rec.Name)
 			}
 			r.setAsleep(c, true, fmt.Sprintf("edge.toml does not have its network %q", c.rec.Network))
-		}
-		if c.draining {
-			r.peers.SetHeld(c.rec.Name, true) // it may be new in the tunnel
 		}
 		r.refresh(c)
 	}
@@ -122,16 +122,18 @@ func (r *Registry) declare() {
 
 // wake puts an enrolled connector into the tunnel, or back.
 func (r *Registry) wake(c *connector) {
-	err := r.peers.AddConnector(c.rec.member())
-	if next := c.rec.Next.Key; err == nil && next != (wgtypes.Key{}) {
-		if failed := r.peers.AddKey(c.rec.Name, next); failed != nil {
-			r.log.Error("a connector cannot go on with its next key: "+failed.Error(), "connector", c.rec.Name)
-		}
-	}
-	if err != nil {
+	if err := r.peers.AddConnector(c.rec.member()); err != nil {
 		r.log.Error("an enrolled connector cannot be served: "+err.Error(), "connector", c.rec.Name, "network", c.rec.Network)
 		r.setAsleep(c, true, err.Error())
 		return
+	}
+	if next := c.rec.Next.Key; next != (wgtypes.Key{}) {
+		if err := r.peers.AddKey(c.rec.Name, next); err != nil {
+			r.log.Error("a connector cannot go on with its next key: "+err.Error(), "connector", c.rec.Name)
+		}
+	}
+	if c.draining {
+		r.peers.SetHeld(c.rec.Name, true)
 	}
 	r.setAsleep(c, false, "")
 }

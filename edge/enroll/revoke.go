@@ -31,7 +31,8 @@ type denial struct {
 func (r *Registry) Revoke(name string) error {
 	r.changing.Lock()
 	defer r.changing.Unlock()
-	c, err := r.named(name)
+	doing := fmt.Sprintf("revoking connector %q", name)
+	c, err := r.named(doing, name)
 	if err != nil {
 		return err
 	}
@@ -49,7 +50,7 @@ func (r *Registry) Revoke(name string) error {
 	for _, d := range forgotten {
 		writes = append(writes, write{kindDenial, denialID(d.rec.Key.Key), nil})
 	}
-	if err := r.commit(fmt.Sprintf("revoking connector %q", name), writes...); err != nil {
+	if err := r.commit(doing, writes...); err != nil {
 		return err
 	}
 	r.mu.Lock()
@@ -200,7 +201,7 @@ func (r *Registry) tokenNamed(idOrName string, now time.Time) (*token, error) {
 		state, since := ended[0].rec.state(now)
 		return nil, fail(Refused, "revoking token %q: it has ended already: %s on %s", idOrName, state, date(since))
 	}
-	return nil, fail(NotFound, "there is no token %q: see `warren token list`", idOrName)
+	return nil, fail(NotFound, "revoking token %q: there is none of that name or id: see `warren token list`", idOrName)
 }
 
 // trimTokenGuests ends the guests of the tokens that ended longest ago, beyond

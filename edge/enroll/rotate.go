@@ -13,11 +13,11 @@ import (
 func (r *Registry) Rotate(name string) error {
 	r.changing.Lock()
 	defer r.changing.Unlock()
-	c, err := r.named(name)
+	doing := fmt.Sprintf("asking connector %q for a new key", name)
+	c, err := r.named(doing, name)
 	if err != nil {
 		return err
 	}
-	doing := fmt.Sprintf("asking connector %q for a new key", name)
 	switch {
 	case c.declared:
 		return fail(Refused, "%s: its key is declared in edge.toml: write the new one there and run `warren edge reload`", doing)
@@ -37,8 +37,8 @@ func (r *Registry) Rotate(name string) error {
 	return nil
 }
 
-// changeKey registers a connector's next key. From then on its packets may come from
-// either; its first call from the next one ends the change.
+// changeKey registers a connector's next key. From then on its packets may come
+// from either; its first call from the next one ends the change.
 func (r *Registry) changeKey(key wgtypes.Key, req wire.KeyRequest) *wire.Refusal {
 	if refusal := r.welcome(key); refusal != nil {
 		return refusal
@@ -67,9 +67,7 @@ func (r *Registry) changeKey(key wgtypes.Key, req wire.KeyRequest) *wire.Refusal
 		return r.unavailable(err)
 	}
 	if err := r.peers.AddKey(rec.Name, next); err != nil {
-		if undo := r.commit("taking it back", before.write()); undo != nil {
-			r.log.Error(undo.Error())
-		}
+		r.takeBack(doing, before.write())
 		return r.unavailable(fmt.Errorf("%s: %w", doing, err))
 	}
 	r.replace(c, rec)

@@ -144,6 +144,13 @@ func TestReplicasOfOneNameTakeThePlacesOfThoseGone(t *testing.T) {
 	}
 	w.check()
 	w.setAlive("web-3", false)
+	if err := w.Drain("web-3", false); err != nil {
+		t.Fatal(err)
+	}
+	w.tun.refused = newKey()
+	_, refusal := w.register(token, w.tun.refused, "")
+	wantRefusal(t, refusal, wire.CodeUnavailable)
+	w.check() // the one before is back in its place, and drains as it did
 	w.tun.broken = errors.New("too many peers")
 	if _, refusal := w.register(token, newKey(), ""); refusal == nil {
 		t.Error("a tunnel that takes nobody was no hindrance")

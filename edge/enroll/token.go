@@ -2,7 +2,6 @@ package enroll
 
 import (
 	"cmp"
-	"errors"
 	"maps"
 	"net/netip"
 	"slices"
@@ -142,9 +141,7 @@ func (r *Registry) admit(t *token, doing string) error {
 		return err
 	}
 	if err := r.addGuests(t); err != nil {
-		if undo := r.commit("taking back a token", write{kindToken, t.rec.ID, nil}); undo != nil {
-			err = errors.Join(err, undo)
-		}
+		r.takeBack(doing, write{kindToken, t.rec.ID, nil})
 		return fail(Unavailable, "%s: %w", doing, err)
 	}
 	r.mu.Lock()
