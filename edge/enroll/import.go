@@ -7,10 +7,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/crc32"
-	"net/netip"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
@@ -18,7 +16,7 @@ import (
 )
 
 // recordPrefix begins the record of a token; the number is the version of what
-// follows: base64url without padding of a record in JSON and, in four bytes,
+// follows: base64url without padding of the terms in JSON and, in four bytes,
 // its CRC-32 (IEEE).
 const recordPrefix = "wrntr1_"
 
@@ -26,28 +24,9 @@ const recordPrefix = "wrntr1_"
 // routes has 80,000.
 const maxRecord = 128 << 10
 
-// record is what another edge needs to know of a token: public keys and the
-// preshared key, with which nobody can enrol.
-type record struct {
-	ID        string         `json:"id"`
-	Name      string         `json:"name,omitempty"`
-	Network   string         `json:"network"`
-	Routes    []netip.Prefix `json:"routes"`
-	Created   time.Time      `json:"created"`
-	Expires   time.Time      `json:"expires"`
-	Reusable  bool           `json:"reusable,omitempty"`
-	Ephemeral bool           `json:"ephemeral,omitempty"`
-	Edges     []wire.Key     `json:"edges"`
-	Bootstrap []wire.Key     `json:"bootstrap"`
-	Preshared wire.Key       `json:"preshared"`
-}
-
 // writeRecord writes a token for the other edges that it is good for.
-func writeRecord(t tokenRecord) string {
-	body, err := json.Marshal(record{
-		ID: t.ID, Name: t.Name, Network: t.Network, Routes: t.Routes, Created: t.Created, Expires: t.Expires,
-		Reusable: t.Reusable, Ephemeral: t.Ephemeral, Edges: t.Edges, Bootstrap: t.Bootstrap, Preshared: t.Preshared,
-	})
+func writeRecord(t terms) string {
+	body, err := json.Marshal(t)
 	if err != nil {
 		panic(fmt.Sprintf("encoding a token's record: %v", err)) // of plain types alone
 	}
@@ -60,47 +39,44 @@ func sealRecord(body []byte) string {
 
 // readRecord reads what writeRecord wrote; space around it is ignored. Its
 // error holds nothing of the text.
-func readRecord(text string) (tokenRecord, error) {
+func readRecord(text string) (terms, error) {
 	encoded, ok := strings.CutPrefix(strings.TrimSpace(text), recordPrefix)
 	switch {
 	case strings.HasPrefix(encoded, wire.TokenPrefix):
-		return tokenRecord{}, fail(BadRequest, "importing a token: this is the token itself: import the record that `warren token create` printed with it, which begins with %s", recordPrefix)
+		return terms{}, fail(BadRequest, "importing a token: this is the token itself: import the record that `warren token create` printed with it, which begins with %s", recordPrefix)
 	case !ok:
-		return tokenRecord{}, fail(BadRequest, "importing a token: this is not a token's record: one begins with %s", recordPrefix)
+		return terms{}, fail(BadRequest, "importing a token: this is not a token's record: one begins with %s", recordPrefix)
 	}
 	raw, err := base64.RawURLEncoding.DecodeString(encoded)
 	body := raw[:max(0, len(raw)-crc32.Size)]
 	if err != nil || len(encoded) > maxRecord || len(raw) < crc32.Size || binary.BigEndian.Uint32(raw[len(body):]) != crc32.ChecksumIEEE(body) {
-		return tokenRecord{}, fail(BadRequest, "importing a token: the record was cut short or has a typo (its checksum does not match): copy all of it again")
+		return terms{}, fail(BadRequest, "importing a token: the record was cut short or has a typo (its checksum does not match): copy all of it again")
 	}
-	var in record
-	if err := json.Unmarshal(body, &in); err != nil || !in.sound() {
-		return tokenRecord{}, fail(BadRequest, "importing a token: the record's checksum matches but its content makes no sense: make a new token")
+	var t terms
+	if err := json.Unmarshal(body, &t); err != nil || !t.sound() {
+		return terms{}, fail(BadRequest, "importing a token: the record's checksum matches but its content makes no sense: make a new token")
 	}
-	return tokenRecord{
-		ID: in.ID, Name: in.Name, Network: in.Network, Routes: in.Routes, Created: in.Created.UTC(), Expires: in.Expires.UTC(),
-		Reusable: in.Reusable, Ephemeral: in.Ephemeral, Imported: true,
-		Edges: in.Edges, Bootstrap: in.Bootstrap, Preshared: in.Preshared,
-	}, nil
+	t.Created, t.Expires = t.Created.UTC(), t.Expires.UTC()
+	return t, nil
 }
 
 // sound reports whether CreateToken could have made the record.
-func (in record) sound() bool {
-	id, err := hex.DecodeString(in.ID)
+func (t terms) sound() bool {
+	id, err := hex.DecodeString(t.ID)
 	keys := 1
-	if in.Reusable {
+	if t.Reusable {
 		keys = wire.ReusableKeys
 	}
 	distinct := make(map[wire.Key]bool)
-	for _, key := range in.Bootstrap {
+	for _, key := range t.Bootstrap {
 		distinct[key] = true
 	}
-	if cleanTime(in.Created).IsZero() || cleanTime(in.Expires).IsZero() {
+	if cleanTime(t.Created).IsZero() || cleanTime(t.Expires).IsZero() {
 		return false
 	}
-	return err == nil && len(id) == len(wire.TokenID{}) && in.ID == strings.ToLower(in.ID) &&
-		len(in.Edges) > 0 && len(in.Bootstrap) == keys && len(distinct) == keys && !distinct[wire.Key{}] &&
-		in.Preshared.Key != (wgtypes.Key{}) && (in.Reusable || !in.Ephemeral)
+	return err == nil && len(id) == len(wire.TokenID{}) && t.ID == strings.ToLower(t.ID) &&
+		len(t.Edges) > 0 && len(t.Bootstrap) == keys && len(distinct) == keys && !distinct[wire.Key{}] &&
+		t.Preshared.Key != (wgtypes.Key{}) && (t.Reusable || !t.Ephemeral)
 }
 
 // ImportToken makes a token known that another edge created.
@@ -128,10 +104,10 @@ func (r *Registry) ImportToken(text string) (TokenInfo, error) {
 			return TokenInfo{}, fail(Refused, "%s: its key %s is known already: it is %s", doing, abbreviate(key.Key), why)
 		}
 	}
-	if err := r.checkTokenTerms(doing, rec, now); err != nil {
+	if err := r.checkTerms(doing, rec, now); err != nil {
 		return TokenInfo{}, err
 	}
-	t := &token{rec: rec}
+	t := &token{rec: tokenRecord{terms: rec, Imported: true}}
 	if err := r.admit(t, doing); err != nil {
 		return TokenInfo{}, err
 	}

@@ -21,9 +21,9 @@ const (
 	kindDenial    = "denial"    // by the key, in base64url
 )
 
-// tokenRecord is a token as it is stored: nobody can enrol with what it holds.
-// It is never changed, but replaced.
-type tokenRecord struct {
+// terms is what each of a token's edges has of it, and what crosses from one
+// to another: with public keys and the preshared key nobody can enrol.
+type terms struct {
 	ID        string         `json:"id"`
 	Name      string         `json:"name,omitempty"`
 	Network   string         `json:"network"`
@@ -32,10 +32,16 @@ type tokenRecord struct {
 	Expires   time.Time      `json:"expires"`
 	Reusable  bool           `json:"reusable,omitempty"`
 	Ephemeral bool           `json:"ephemeral,omitempty"`
-	Imported  bool           `json:"imported,omitempty"`
 	Edges     []wire.Key     `json:"edges"`
 	Bootstrap []wire.Key     `json:"bootstrap"` // public keys
 	Preshared wire.Key       `json:"preshared"`
+}
+
+// tokenRecord is a token as it is stored: its terms, and what became of it at
+// this edge. It is never changed, but replaced.
+type tokenRecord struct {
+	terms
+	Imported bool `json:"imported,omitempty"`
 
 	Used     int       `json:"used,omitempty"` // connectors that were confirmed
 	LastUsed time.Time `json:"last_used,omitzero"`

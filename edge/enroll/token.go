@@ -113,11 +113,11 @@ func (r *Registry) CreateToken(req TokenRequest) (Created, error) {
 	if err != nil {
 		return Created{}, fail(BadRequest, "creating a token: %w", err)
 	}
-	t := &token{rec: tokenRecord{
+	t := &token{rec: tokenRecord{terms: terms{
 		ID: made.ID.String(), Name: req.Name, Network: req.Network, Routes: slices.Clone(req.Routes),
 		Created: now, Expires: now.Add(req.TTL), Reusable: req.Reusable, Ephemeral: req.Ephemeral,
 		Preshared: wire.Key{Key: made.PresharedKey()},
-	}}
+	}}}
 	for _, e := range edges {
 		t.rec.Edges = append(t.rec.Edges, e.PublicKey)
 	}
@@ -126,7 +126,7 @@ func (r *Registry) CreateToken(req TokenRequest) (Created, error) {
 	}
 	created := Created{Text: text}
 	if len(req.Edges) > 0 {
-		created.Record = writeRecord(t.rec)
+		created.Record = writeRecord(t.rec.terms)
 	}
 	if err := r.admit(t, "creating a token"); err != nil {
 		return Created{}, err
@@ -201,7 +201,7 @@ func (r *Registry) checkTokenRequest(req TokenRequest, now time.Time) error {
 	if err := r.checkEdges(req.Edges); err != nil {
 		return err
 	}
-	return r.checkTokenTerms("creating a token", tokenRecord{
+	return r.checkTerms("creating a token", terms{
 		Name: req.Name, Network: req.Network, Routes: req.Routes, Reusable: req.Reusable,
 	}, now)
 }
@@ -221,9 +221,9 @@ func (r *Registry) checkEdges(others []wire.Edge) error {
 	return nil
 }
 
-// checkTokenTerms says why a token with such terms cannot be, made here or
+// checkTerms says why a token with such terms cannot be, made here or
 // elsewhere.
-func (r *Registry) checkTokenTerms(doing string, t tokenRecord, now time.Time) error {
+func (r *Registry) checkTerms(doing string, t terms, now time.Time) error {
 	network, ok := r.networks[t.Network]
 	switch {
 	case !ok:

@@ -114,7 +114,7 @@ func TestTooManyActiveTokens(t *testing.T) {
 	w := newWorld(t)
 	for i := range maxActiveTokens {
 		id := string(rune(i))
-		w.tokens[id] = &token{rec: tokenRecord{ID: id, Expires: w.clock.Now().Add(time.Minute)}}
+		w.tokens[id] = &token{rec: tokenRecord{terms: terms{ID: id, Expires: w.clock.Now().Add(time.Minute)}}}
 	}
 	req := TokenRequest{Network: "berlin", Routes: prefixes("10.0.0.0/16")}
 	_, err := w.CreateToken(req)
@@ -208,7 +208,7 @@ func TestRecordsThatAreRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	with := func(change func(*tokenRecord)) string {
+	with := func(change func(*terms)) string {
 		rec := good
 		rec.Bootstrap = slices.Clone(rec.Bootstrap)
 		change(&rec)
@@ -226,20 +226,20 @@ func TestRecordsThatAreRefused(t *testing.T) {
 		{"nothing but the prefix", "wrntr1_", BadRequest, []string{"cut short"}},
 		{"a typo", strings.Replace(created.Record, "A", "B", 1), BadRequest, []string{"typo"}},
 		{"too long", created.Record + strings.Repeat("A", maxRecord), BadRequest, []string{"typo"}},
-		{"not for this edge", with(func(r *tokenRecord) { r.Edges = r.Edges[:1] }), Refused, []string{b.self.String(), "--edge"}},
-		{"no such network", with(func(r *tokenRecord) { r.Network = "paris" }), Refused, []string{`"paris"`}},
-		{"closed network", with(func(r *tokenRecord) { r.Network = "closed" }), Refused, []string{`"closed"`}},
-		{"expired", with(func(r *tokenRecord) { r.Expires = b.clock.Now() }), Refused, []string{"expired on 2026-11-22 05:13:02 UTC"}},
-		{"good for ever", with(func(r *tokenRecord) { r.Expires = b.clock.Now().Add(MaxTTL + 1) }), Refused, []string{"clock"}},
-		{"bad route", with(func(r *tokenRecord) { r.Routes = prefixes("100.127.0.0/24") }), Refused, []string{"inner_sources"}},
-		{"no route", with(func(r *tokenRecord) { r.Routes = nil }), BadRequest, []string{"route"}},
-		{"bad name", with(func(r *tokenRecord) { r.Name = "a/b" }), BadRequest, []string{"letters"}},
-		{"no key", with(func(r *tokenRecord) { r.Bootstrap = nil }), BadRequest, []string{"makes no sense"}},
-		{"zero key", with(func(r *tokenRecord) { r.Bootstrap[0] = wire.Key{} }), BadRequest, []string{"makes no sense"}},
-		{"no preshared key", with(func(r *tokenRecord) { r.Preshared = wire.Key{} }), BadRequest, []string{"makes no sense"}},
-		{"too few keys", with(func(r *tokenRecord) { r.Reusable = true }), BadRequest, []string{"makes no sense"}},
-		{"a bad id", with(func(r *tokenRecord) { r.ID = "../x" }), BadRequest, []string{"makes no sense"}},
-		{"this edge's key", with(func(r *tokenRecord) { r.Bootstrap[0].Key = b.self }), Refused, []string{"known", "this edge's own"}},
+		{"not for this edge", with(func(r *terms) { r.Edges = r.Edges[:1] }), Refused, []string{b.self.String(), "--edge"}},
+		{"no such network", with(func(r *terms) { r.Network = "paris" }), Refused, []string{`"paris"`}},
+		{"closed network", with(func(r *terms) { r.Network = "closed" }), Refused, []string{`"closed"`}},
+		{"expired", with(func(r *terms) { r.Expires = b.clock.Now() }), Refused, []string{"expired on 2026-11-22 05:13:02 UTC"}},
+		{"good for ever", with(func(r *terms) { r.Expires = b.clock.Now().Add(MaxTTL + 1) }), Refused, []string{"clock"}},
+		{"bad route", with(func(r *terms) { r.Routes = prefixes("100.127.0.0/24") }), Refused, []string{"inner_sources"}},
+		{"no route", with(func(r *terms) { r.Routes = nil }), BadRequest, []string{"route"}},
+		{"bad name", with(func(r *terms) { r.Name = "a/b" }), BadRequest, []string{"letters"}},
+		{"no key", with(func(r *terms) { r.Bootstrap = nil }), BadRequest, []string{"makes no sense"}},
+		{"zero key", with(func(r *terms) { r.Bootstrap[0] = wire.Key{} }), BadRequest, []string{"makes no sense"}},
+		{"no preshared key", with(func(r *terms) { r.Preshared = wire.Key{} }), BadRequest, []string{"makes no sense"}},
+		{"too few keys", with(func(r *terms) { r.Reusable = true }), BadRequest, []string{"makes no sense"}},
+		{"a bad id", with(func(r *terms) { r.ID = "../x" }), BadRequest, []string{"makes no sense"}},
+		{"this edge's key", with(func(r *terms) { r.Bootstrap[0].Key = b.self }), Refused, []string{"known", "this edge's own"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := b.ImportToken(c.record)
