@@ -5,6 +5,7 @@ import (
 
 	"github.com/warrenmesh/warren/edge/admin/client"
 	"github.com/warrenmesh/warren/edge/enroll"
+	"github.com/warrenmesh/warren/edge/wire"
 )
 
 // What keeps a connector out of the tunnel is told in the registry's words:
@@ -24,5 +25,16 @@ func TestConnectorsThatAreNotInTheTunnel(t *testing.T) {
 				t.Errorf("shown as %q, because %q", got.State, got.Why)
 			}
 		})
+	}
+}
+
+// The command line tells people the bounds of a token before the registry does,
+// and neither imports the other.
+func TestTheBoundsOfTokensAreTheRegistrys(t *testing.T) {
+	if client.MinTokenTTL != enroll.MinTTL || client.MaxTokenTTL != enroll.MaxTTL || client.DefaultTokenTTL != enroll.DefaultTTL {
+		t.Error("a token may last for another time in edge/admin/client than in edge/enroll")
+	}
+	if client.MaxTokenRoutes != wire.MaxRoutes {
+		t.Error("a connector may have another number of routes in edge/admin/client than in edge/wire")
 	}
 }

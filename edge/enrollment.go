@@ -127,11 +127,7 @@ func keyTexts(keys []wgtypes.Key) []string {
 }
 
 // CreateToken implements admin.Enrollment.
-func (e *Edge) CreateToken(r client.TokenRequest) (client.CreatedToken, error) {
-	_, routes, err := r.Check()
-	if err != nil {
-		return client.CreatedToken{}, &client.Error{Code: client.CodeBadRequest, Message: err.Error()}
-	}
+func (e *Edge) CreateToken(r client.TokenRequest, routes []netip.Prefix) (client.CreatedToken, error) {
 	request := enroll.TokenRequest{
 		Network: r.Network, Routes: routes, Name: r.Name, TTL: time.Duration(r.TTLMillis) * time.Millisecond,
 		Reusable: r.Reusable, Ephemeral: r.Ephemeral,

@@ -61,8 +61,8 @@ type Enrollment interface {
 	// Tokens lists those that are active, or ended within 7 days, the latest
 	// first.
 	Tokens() []client.Token
-	// CreateToken takes a request that TokenRequest.Check has returned.
-	CreateToken(r client.TokenRequest) (client.CreatedToken, error)
+	// CreateToken takes what TokenRequest.Check has returned.
+	CreateToken(r client.TokenRequest, routes []netip.Prefix) (client.CreatedToken, error)
 	// ImportToken takes the record of a token that another edge made.
 	ImportToken(record string) (client.Token, error)
 	RevokeToken(idOrName string) (client.Token, error)

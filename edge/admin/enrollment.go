@@ -26,12 +26,12 @@ func (s *Server) createToken(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
-	request, _, err = request.Check()
+	request, routes, err := request.Check()
 	if err != nil {
 		fail(w, badRequest(err))
 		return
 	}
-	act(w, r, func(context.Context) (client.CreatedToken, error) { return s.control.CreateToken(request) })
+	act(w, r, func(context.Context) (client.CreatedToken, error) { return s.control.CreateToken(request, routes) })
 }
 
 func (s *Server) importToken(w http.ResponseWriter, r *http.Request) {

@@ -28,9 +28,9 @@ var token = client.Token{ID: "0123456789abcdef", Name: "berlin-1", Network: "ber
 const tokenText = "wrn1_secret"
 
 func (e *edge) Tokens() []client.Token { return []client.Token{token} }
-func (e *edge) CreateToken(r client.TokenRequest) (client.CreatedToken, error) {
+func (e *edge) CreateToken(r client.TokenRequest, routes []netip.Prefix) (client.CreatedToken, error) {
 	e.token = r
-	return client.CreatedToken{Token: token, Text: tokenText, Record: "record"}, e.note("create %s", r.Network)
+	return client.CreatedToken{Token: token, Text: tokenText, Record: "record"}, e.note("create %s %v", r.Network, routes)
 }
 func (e *edge) ImportToken(record string) (client.Token, error) {
 	return token, e.note("import %s", record)
@@ -85,7 +85,7 @@ func TestEnrollment(t *testing.T) {
 	act(c.RotateConnector(ctx, "berlin-1"))
 	act(c.DrainConnector(ctx, "berlin-1", client.DrainRequest{}))
 	act(c.DrainConnector(ctx, "ber/lin 1", client.DrainRequest{Off: true}))
-	want := []string{"create berlin", "import rec", "end berlin-1", "revoke berlin-1", "grant berlin-1 [10.0.0.0/24 fd00::/8]",
+	want := []string{"create berlin [10.0.0.0/16]", "import rec", "end berlin-1", "revoke berlin-1", "grant berlin-1 [10.0.0.0/24 fd00::/8]",
 		"rotate berlin-1", "drain berlin-1 false", "drain ber/lin 1 true"}
 	if diff := cmp.Diff(want, e.asked); diff != "" {
 		t.Errorf("asked differs (-want +got):\n%s", diff)
