@@ -2,13 +2,14 @@
 // flows walk through them. It is composition only; whatever can be decided,
 // counted or parsed is decided, counted and parsed in a room.
 //
-//	path.go      the journey of one flow, on one screen; outcome.go its ends
-//	reload.go    from one config to the next, all or nothing
-//	networks.go  the virtual networks and their connectors in the tunnel
-//	peers.go     the tunnel as the registry of enrolments sees it
+//	path.go        the journey of one flow, on one screen; outcome.go its ends
+//	reload.go      from one config to the next, all or nothing
+//	networks.go    the virtual networks and their connectors in the tunnel
+//	peers.go       the tunnel as the registry of enrolments sees it
 //	enrollment.go  tokens, enrolment and control, and the operator's side of them
-//	drain.go     the ends: drain, stop, force
-//	show.go      what the admin socket shows; control.go what it does
+//	drain.go       the ends: drain, stop, force
+//	show.go        what the admin socket shows; connectors.go the connectors in it;
+//	               control.go what it does
 //
 // A daemon is one call: Run(ctx, Options). It returns when ctx ends and the
 // flows have ended, or the grace period, or Options.Force.
