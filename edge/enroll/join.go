@@ -117,6 +117,11 @@ func (r *Registry) checkNew(t *token, req wire.EnrollRequest, now time.Time) *wi
 	case TokenExpired:
 		return wire.Refuse(wire.CodeExpired, "the token expired on %s: make a new one with `warren token create`", date(ended))
 	}
+	if c := r.byKey[req.PublicKey.Key]; c != nil && c.rec.Pending {
+		// Not for good: its answer may have been lost before anybody saved it.
+		return wire.Refuse(wire.CodeBusy, "the key %s is being confirmed with another token: ask again after %s",
+			abbreviate(req.PublicKey.Key), date(c.registered.Add(wire.ConfirmWithin)))
+	}
 	if why := r.knownAs(req.PublicKey.Key); why != "" {
 		return wire.Refuse(wire.CodeKnownKey, "the key %s is known already: it is %s: give this connector a key of its own", abbreviate(req.PublicKey.Key), why)
 	}

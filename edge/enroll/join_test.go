@@ -91,6 +91,21 @@ func TestRefusedEnrolments(t *testing.T) {
 			_, refusal := w.register(other, key, "")
 			return refusal
 		}, wire.CodeKnownKey, []string{`connector "berlin-1"`, "a key of its own"}},
+		{"a key that is being confirmed with another token", func(w *world) *wire.Refusal {
+			_, token := w.token()
+			key := newKey()
+			if _, refusal := w.register(token, key, "berlin-1"); refusal != nil {
+				return refusal
+			}
+			_, other := w.token()
+			_, refusal := w.register(other, key, "")
+			w.clock.pass(wire.ConfirmWithin)
+			w.Sweep()
+			if _, late := w.register(other, key, ""); late != nil {
+				w.t.Errorf("refused when the other registration was over: %v", late)
+			}
+			return refusal
+		}, wire.CodeBusy, []string{"2026-11-22 05:14:02 UTC", "ask again"}},
 		{"a connector's next key", func(w *world) *wire.Refusal {
 			_, token := w.token()
 			_, key := w.enrolled(token, "berlin-1")

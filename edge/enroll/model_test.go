@@ -107,6 +107,8 @@ func (o *oracle) enroll(t *oracleToken, key wgtypes.Key, name string, broken boo
 		return "", wire.CodeSpent
 	case !o.now.Before(t.expires):
 		return "", wire.CodeExpired
+	case c != nil && c.pending:
+		return "", wire.CodeBusy
 	case o.known(key):
 		return "", wire.CodeKnownKey
 	case !t.Reusable && o.pendingOf(t) > 0:

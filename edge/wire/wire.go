@@ -188,7 +188,7 @@ const (
 	CodeBadRequest  Code = "bad_request" // it could not be read
 	CodeUnknown     Code = "unknown"     // no such path, or no connector with that key
 	CodeVersion     Code = "version"     // of the protocol
-	CodeBusy        Code = "busy"        // another key is being confirmed, or too many ask: ask again
+	CodeBusy        Code = "busy"        // a registration in the way is being confirmed, or too many ask: ask again
 	CodeUnavailable Code = "unavailable" // the edge cannot just now, as with a full disk: ask again
 )
 
