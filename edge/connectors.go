@@ -106,6 +106,8 @@ func stateOf(s tunnel.PeerState) (state, why string) {
 		return client.ConnectorUp, "two machines run with its key: give each its own"
 	case s.Alive:
 		return client.ConnectorUp, ""
+	case s.Held:
+		return client.ConnectorDown, "an operator drained it, and it has left: `warren connector drain --off` lets it serve again"
 	case s.Heard.IsZero():
 		return client.ConnectorDown, "it has not called yet: is it running, does it have this edge's public key, and does UDP reach this edge?"
 	}
