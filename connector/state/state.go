@@ -262,17 +262,6 @@ func (d *Dir) SaveEdge(e Edge) error {
 	return d.writeLocked(edges)
 }
 
-// ForgetEdge removes the edge with that key, if it is there.
-func (d *Dir) ForgetEdge(key wire.Key) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	i := slices.IndexFunc(d.edges, Edge{PublicKey: key}.same)
-	if i < 0 {
-		return nil
-	}
-	return d.writeLocked(slices.Delete(slices.Clone(d.edges), i, i+1))
-}
-
 // writeLocked puts edges on the disk, and then into memory. The caller holds
 // mu.
 func (d *Dir) writeLocked(edges []Edge) error {
