@@ -76,13 +76,13 @@ func NewToken(reusable bool, edges []Edge) Token {
 	return t
 }
 
-// Errors of ParseToken.
+// What ParseToken finds wrong, each with what to do about it.
 var (
-	ErrNoToken       = errors.New("this is not a token: one begins with " + TokenPrefix)
-	ErrTokenNewer    = errors.New("the token was made by a later release: install that release here")
-	ErrTokenCutShort = errors.New("the token was cut short: copy all of it")
-	ErrTokenTypo     = errors.New("the token has a typo (its checksum does not match): copy it again")
-	ErrTokenInvalid  = errors.New("the token's checksum matches but its content makes no sense: make a new one")
+	errNoToken       = errors.New("this is not a token: one begins with " + TokenPrefix)
+	errTokenNewer    = errors.New("the token was made by a later release: install that release here")
+	errTokenCutShort = errors.New("the token was cut short: copy all of it")
+	errTokenTypo     = errors.New("the token has a typo (its checksum does not match): copy it again")
+	errTokenInvalid  = errors.New("the token's checksum matches but its content makes no sense: make a new one")
 )
 
 // String hides the secret.
@@ -180,8 +180,8 @@ func checkURL(u string) error {
 	return nil
 }
 
-// ParseToken reads a token's text; space around it is ignored. Its error is,
-// or wraps, one of the errors above and holds nothing of the text.
+// ParseToken reads a token's text; space around it is ignored. Its error wraps
+// one that tells what is wrong and what to do, and holds nothing of the text.
 func ParseToken(text string) (Token, error) {
 	body, err := openToken(strings.TrimSpace(text))
 	if err != nil {
@@ -189,7 +189,7 @@ func ParseToken(text string) (Token, error) {
 	}
 	t, ok := parseBody(body)
 	if !ok || t.check() != nil {
-		return Token{}, fmt.Errorf("reading a token: %w", ErrTokenInvalid)
+		return Token{}, fmt.Errorf("reading a token: %w", errTokenInvalid)
 	}
 	return t, nil
 }
@@ -201,24 +201,24 @@ func openToken(text string) ([]byte, error) {
 	case !ok:
 		return nil, otherText(text)
 	case len(text) > maxTokenText || strings.ContainsFunc(encoded, notBase64):
-		return nil, ErrTokenTypo
+		return nil, errTokenTypo
 	case len(encoded) < encoding.EncodedLen(headerLen):
-		return nil, ErrTokenCutShort
+		return nil, errTokenCutShort
 	}
 	header, err := encoding.DecodeString(encoded[:encoding.EncodedLen(headerLen)])
 	if err != nil || header[0]^header[1] != header[2] {
-		return nil, ErrTokenTypo
+		return nil, errTokenTypo
 	}
 	end := headerLen + int(binary.BigEndian.Uint16(header))
 	switch want := encoding.EncodedLen(end + crc32.Size); {
 	case len(encoded) < want:
-		return nil, ErrTokenCutShort
+		return nil, errTokenCutShort
 	case len(encoded) > want:
-		return nil, ErrTokenTypo
+		return nil, errTokenTypo
 	}
 	raw, err := encoding.DecodeString(encoded)
 	if err != nil || binary.BigEndian.Uint32(raw[end:]) != crc32.ChecksumIEEE(raw[:end]) {
-		return nil, ErrTokenTypo
+		return nil, errTokenTypo
 	}
 	return raw[headerLen:end], nil
 }
@@ -226,14 +226,14 @@ func openToken(text string) ([]byte, error) {
 // otherText says what a text without our prefix is.
 func otherText(text string) error {
 	if text != "" && strings.HasPrefix(TokenPrefix, text) {
-		return ErrTokenCutShort
+		return errTokenCutShort
 	}
 	rest, ok := strings.CutPrefix(text, "wrn")
 	version, _, found := strings.Cut(rest, "_")
 	if n, err := strconv.ParseUint(version, 10, 16); ok && found && err == nil && n > 1 {
-		return ErrTokenNewer
+		return errTokenNewer
 	}
-	return ErrNoToken
+	return errNoToken
 }
 
 // notBase64 reports what cannot stand in a token. The decoder would skip line

@@ -235,32 +235,32 @@ func TestParseTokenRefuses(t *testing.T) {
 		name, text string
 		want       error
 	}{
-		{"nothing", "", ErrNoToken},
-		{"space", " \n", ErrNoToken},
-		{"a word", "hunter2", ErrNoToken},
-		{"a key", fixedPresharedKey, ErrNoToken},
-		{"upper case", strings.ToUpper(text), ErrNoToken},
-		{"without its prefix", text[len(TokenPrefix):], ErrNoToken},
-		{"quoted", `"` + text + `"`, ErrNoToken},
-		{"version 0", "wrn0_" + text[5:], ErrNoToken},
-		{"no version", "wrn_" + text[5:], ErrNoToken},
-		{"a version that is no number", "wrnx_" + text[5:], ErrNoToken},
-		{"the next version", "wrn2_" + text[5:], ErrTokenNewer},
-		{"the next version, cut short", "wrn2_", ErrTokenNewer},
-		{"a far version", "wrn17_anything!", ErrTokenNewer},
-		{"the prefix alone", TokenPrefix, ErrTokenCutShort},
-		{"a character of the length changed", TokenPrefix + "B" + text[6:], ErrTokenTypo},
-		{"twice", text + text, ErrTokenTypo},
-		{"a character too many", text + "A", ErrTokenTypo},
-		{"a quote behind", text + `"`, ErrTokenTypo},
-		{"a line break inside", text[:40] + "\n" + text[40:], ErrTokenTypo},
-		{"standard base64", strings.Replace(text, "-", "+", 1), ErrTokenTypo},
-		{"padding", text + "=", ErrTokenTypo},
-		{"too long", TokenPrefix + strings.Repeat("A", maxTokenText), ErrTokenTypo},
-		{"an empty body", sealed(nil), ErrTokenInvalid},
-		{"a body cut short", sealed(body[:len(body)-1]), ErrTokenInvalid},
-		{"a body too long", sealed(append(bytes.Clone(body), 0)), ErrTokenInvalid},
-		{"an unknown flag", sealed(flags), ErrTokenInvalid},
+		{"nothing", "", errNoToken},
+		{"space", " \n", errNoToken},
+		{"a word", "hunter2", errNoToken},
+		{"a key", fixedPresharedKey, errNoToken},
+		{"upper case", strings.ToUpper(text), errNoToken},
+		{"without its prefix", text[len(TokenPrefix):], errNoToken},
+		{"quoted", `"` + text + `"`, errNoToken},
+		{"version 0", "wrn0_" + text[5:], errNoToken},
+		{"no version", "wrn_" + text[5:], errNoToken},
+		{"a version that is no number", "wrnx_" + text[5:], errNoToken},
+		{"the next version", "wrn2_" + text[5:], errTokenNewer},
+		{"the next version, cut short", "wrn2_", errTokenNewer},
+		{"a far version", "wrn17_anything!", errTokenNewer},
+		{"the prefix alone", TokenPrefix, errTokenCutShort},
+		{"a character of the length changed", TokenPrefix + "B" + text[6:], errTokenTypo},
+		{"twice", text + text, errTokenTypo},
+		{"a character too many", text + "A", errTokenTypo},
+		{"a quote behind", text + `"`, errTokenTypo},
+		{"a line break inside", text[:40] + "\n" + text[40:], errTokenTypo},
+		{"standard base64", strings.Replace(text, "-", "+", 1), errTokenTypo},
+		{"padding", text + "=", errTokenTypo},
+		{"too long", TokenPrefix + strings.Repeat("A", maxTokenText), errTokenTypo},
+		{"an empty body", sealed(nil), errTokenInvalid},
+		{"a body cut short", sealed(body[:len(body)-1]), errTokenInvalid},
+		{"a body too long", sealed(append(bytes.Clone(body), 0)), errTokenInvalid},
+		{"an unknown flag", sealed(flags), errTokenInvalid},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -280,7 +280,7 @@ func TestTokenCutShort(t *testing.T) {
 	for _, token := range []Token{fixed(false), NewToken(true, []Edge{newEdge(t, "a:1", "[2001:db8::1]:2"), newEdge(t, "b:3")})} {
 		text := textOf(t, token)
 		for n := 1; n < len(text); n++ {
-			if _, err := ParseToken(text[:n]); !errors.Is(err, ErrTokenCutShort) {
+			if _, err := ParseToken(text[:n]); !errors.Is(err, errTokenCutShort) {
 				t.Errorf("the first %d of %d characters: %v", n, len(text), err)
 			}
 		}
@@ -301,11 +301,11 @@ func TestTokenTypo(t *testing.T) {
 				}
 				_, err := ParseToken(wrong)
 				switch {
-				case errors.Is(err, ErrTokenTypo) && i >= len(TokenPrefix):
-				case errors.Is(err, ErrTokenNewer) && i == 3 && c >= '2' && c <= '9':
-				case errors.Is(err, ErrNoToken) && i < len(TokenPrefix):
+				case errors.Is(err, errTokenTypo) && i >= len(TokenPrefix):
+				case errors.Is(err, errTokenNewer) && i == 3 && c >= '2' && c <= '9':
+				case errors.Is(err, errNoToken) && i < len(TokenPrefix):
 				// Space at the end is not a part of the text.
-				case errors.Is(err, ErrTokenCutShort) && i == len(text)-1 && strings.TrimSpace(string(c)) == "":
+				case errors.Is(err, errTokenCutShort) && i == len(text)-1 && strings.TrimSpace(string(c)) == "":
 				default:
 					t.Errorf("%q instead of %q at %d: %v", c, text[i], i, err)
 				}
@@ -318,7 +318,7 @@ func TestTokenTypo(t *testing.T) {
 func TestParseTokenErrorsHoldNothing(t *testing.T) {
 	text := textOf(t, fixed(false))
 	allowed := map[string]bool{}
-	for _, err := range []error{ErrNoToken, ErrTokenNewer, ErrTokenCutShort, ErrTokenTypo, ErrTokenInvalid} {
+	for _, err := range []error{errNoToken, errTokenNewer, errTokenCutShort, errTokenTypo, errTokenInvalid} {
 		allowed["reading a token: "+err.Error()] = true
 	}
 	for i := range text {
@@ -401,7 +401,7 @@ func FuzzParseToken(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		token, err := ParseToken(text)
 		if err != nil {
-			for _, want := range []error{ErrNoToken, ErrTokenNewer, ErrTokenCutShort, ErrTokenTypo, ErrTokenInvalid} {
+			for _, want := range []error{errNoToken, errTokenNewer, errTokenCutShort, errTokenTypo, errTokenInvalid} {
 				if errors.Is(err, want) {
 					return
 				}
@@ -428,7 +428,7 @@ func FuzzTokenBody(f *testing.F) {
 		text := TokenPrefix + encoding.EncodeToString(seal(body))
 		token, err := ParseToken(text)
 		if err != nil {
-			if !errors.Is(err, ErrTokenInvalid) && len(text) <= maxTokenText {
+			if !errors.Is(err, errTokenInvalid) && len(text) <= maxTokenText {
 				t.Fatalf("ParseToken fails with %v", err)
 			}
 			return
