@@ -61,6 +61,7 @@ func TestTokensThatCannotBeRead(t *testing.T) {
 // TestTokensThatAreRefused uses tokens that were good once, or are elsewhere,
 // or are good, but a firewall is before the edge.
 func TestTokensThatAreRefused(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	clock := daemon.NewClock(t, 0)
 	d, _, _ := deployEnrolmentWith(t, daemon.Find(t).WithClock(t, ".."), daemon.EdgeConfig{Env: clock.Env()})
 	// What nobody answers takes its time to say so.

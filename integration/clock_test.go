@@ -51,6 +51,7 @@ func clockTables() string {
 // TestClocks enrols and runs connectors whose clocks are an hour off, or go an
 // hour forth or back between two runs or in the middle of one.
 func TestClocks(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	d, _, _ := deployEnrolmentWith(t, daemon.Find(t), daemon.EdgeConfig{Tables: clockTables()})
 	moved := d.warren.WithClock(t, "..")
 	var wg sync.WaitGroup

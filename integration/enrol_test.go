@@ -241,6 +241,7 @@ func TestReusableTokenAtOnce(t *testing.T) {
 // other, each with a state directory that knows nothing, as a container's. All
 // are back, and the edge forgets those that are gone.
 func TestRollingRestart(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	clock := daemon.NewClock(t, 0)
 	d, _, _ := deployEnrolmentWith(t, daemon.Find(t).WithClock(t, ".."), daemon.EdgeConfig{Env: clock.Env()})
 	ask := berlinToken()

@@ -74,6 +74,7 @@ func TestConnectorIsShown(t *testing.T) {
 // TestKeyOfAge lets a key grow old: the edge asks for another by itself, and
 // flows go on.
 func TestKeyOfAge(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	clock := daemon.NewClock(t, 0)
 	d, _, _ := deployEnrolmentWith(t, daemon.Find(t).WithClock(t, ".."), daemon.EdgeConfig{Env: clock.Env(), Tables: "[enrollment]\nkey_max_age = \"1h\"\n"})
 	d.warren.StartJoiner(t, d.berlin1, daemon.JoinerConfig{Name: "berlin-1", Token: d.edged.Token(t, berlinToken()).Text})

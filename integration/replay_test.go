@@ -88,6 +88,7 @@ func (w *wiretap) recorded() [][]byte {
 // runs and as it starts anew and has forgotten when it heard the connector
 // last. Once the connector is back, its traffic never stops for a second.
 func TestReplayedInitiation(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	d := &deployment{world: newWorld(t), warren: daemon.Find(t)}
 	d.edgeKey, d.berlin1Key, d.berlin2Key, d.tokyo1Key = d.warren.GenKey(t), d.warren.GenKey(t), d.warren.GenKey(t), d.warren.GenKey(t)
 	d.edged = d.warren.StartEdge(t, d.edge, daemon.EdgeConfig{Name: "edge", Key: d.edgeKey, Listen: ":51820", Tables: d.sharedTables() + faultApps})

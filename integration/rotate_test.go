@@ -99,7 +99,7 @@ func TestTwoEdgesOfOneToken(t *testing.T) {
 // requests through two edges that all of them serve: nothing fails. (A
 // connector changes its key once a minute at most.)
 func TestRotation(t *testing.T) {
-	count, rate, rounds := 20, 100, 1
+	count, rate, rounds := 20, 50, 1
 	switch {
 	case full():
 		rounds = 2

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/warrenmesh/warren/integration/netns"
 	"github.com/warrenmesh/warren/integration/require"
 )
@@ -64,6 +66,7 @@ func (w Warren) WithClock(tb require.TB, root string) Warren {
 	tb.Helper()
 	dir := filepath.Dir(w.Path)
 	out := filepath.Join(dir, "warren-clock")
+	defer lock(tb, filepath.Join(dir, "clock.lock"))()
 	if _, err := os.Stat(out); err == nil {
 		return Warren{Path: out}
 	}
@@ -105,6 +108,19 @@ func (w Warren) WithClock(tb require.TB, root string) Warren {
 		tb.Fatalf("%v", err)
 	}
 	return Warren{Path: out}
+}
+
+// lock keeps tests that run at the same time from one another until unlock.
+func lock(tb require.TB, path string) (unlock func()) {
+	tb.Helper()
+	file, err := os.Create(path)
+	if err == nil {
+		err = unix.Flock(int(file.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		tb.Fatalf("locking %q: %v", path, err)
+	}
+	return func() { file.Close() }
 }
 
 // Clock is how far the clocks of the programs that were given its Env are
