@@ -10,17 +10,18 @@ import (
 )
 
 func aConnector() client.Connector {
-	ago := func(d time.Duration) time.Time { return time.Now().Add(-d - 200*time.Millisecond) }
+	// Hours, which are shown with their minutes: a slow machine changes nothing.
+	ago := func(d time.Duration) time.Time { return time.Now().Add(-d - time.Second) }
 	return client.Connector{
 		Name: "berlin-1", Network: "berlin", Origin: client.OriginToken, State: client.ConnectorUp, Since: ago(time.Hour),
 		PublicKey: edgeKey, Overlay: "fd77:6172:7265::1", Endpoint: "192.0.2.1:4000", Routes: []string{"10.0.0.0/16"},
-		RTTMillis: 12.5, PathMTU: 1400, Handshake: ago(time.Minute), RxBytes: 2048, TxBytes: 1024, Flows: 3,
+		RTTMillis: 12.5, PathMTU: 1400, Handshake: ago(3 * time.Hour), RxBytes: 2048, TxBytes: 1024, Flows: 3,
 		TokenID: "0123456789abcdef", Enrolled: ago(48 * time.Hour), KeySince: ago(24 * time.Hour), Revision: 4, MaxTCPFlows: 100,
 		Report: &client.Report{
-			Received: ago(2 * time.Second), Version: "v0.3.0", Hostname: "gw.berlin", Started: ago(90 * time.Minute), ClockOffsetMillis: -3_600_000,
+			Received: ago(2 * time.Hour), Version: "v0.3.0", Hostname: "gw.berlin", Started: ago(90 * time.Minute), ClockOffsetMillis: -3_600_000,
 			Load: client.Load{TCPFlows: 2, UDPFlows: 1, CPUs: 4, Load1: 0.5, Memory: 64 << 20, FailedDials: 7, Dropped: 1},
 			Errors: []client.OriginError{
-				{Destination: "tcp/10.0.0.10:5432", Result: "refused", Error: "connection refused", Count: 7, Last: ago(time.Minute)},
+				{Destination: "tcp/10.0.0.10:5432", Result: "refused", Error: "connection refused", Count: 7, Last: ago(4 * time.Hour)},
 			},
 		},
 	}
@@ -28,7 +29,7 @@ func aConnector() client.Connector {
 
 func TestConnectorShow(t *testing.T) {
 	up, pending, bare := aConnector(), aConnector(), aConnector()
-	pending.Name, pending.State, pending.PendingUntil = "berlin-2", client.ConnectorPending, time.Now().Add(30*time.Second+200*time.Millisecond)
+	pending.Name, pending.State, pending.PendingUntil = "berlin-2", client.ConnectorPending, time.Now().Add(time.Hour+30*time.Second)
 	pending.Since, pending.Enrolled, pending.Ephemeral, pending.Rotation = time.Time{}, time.Time{}, true, client.RotationAsked
 	bare.Name, bare.Origin, bare.Report, bare.Held, bare.State = "tokyo-1", client.OriginDeclared, nil, true, client.ConnectorDraining
 	bare.TokenID, bare.KeySince, bare.Revision, bare.MaxTCPFlows = "", time.Time{}, 0, 0
@@ -36,12 +37,12 @@ func TestConnectorShow(t *testing.T) {
 	for name, want := range map[string]string{
 		"berlin-1": "connector berlin-1\nnetwork berlin\nstate up since 1h0m ago\n" +
 			"known by token 0123456789abcdef, enrolled 2d0h ago\npublic key " + edgeKey + "\nkey age 1d0h\noverlay fd77:6172:7265::1\n" +
-			"routes 10.0.0.0/16\nlimits 100 TCP flows\nfrom 192.0.2.1:4000\nround trip 12 ms\nlast handshake 1m0s ago\n" +
+			"routes 10.0.0.0/16\nlimits 100 TCP flows\nfrom 192.0.2.1:4000\nround trip 12 ms\nlast handshake 3h0m ago\n" +
 			"path MTU 1400 bytes inside the tunnel\nreceived 2.0 KiB\nsent 1.0 KiB\nopen flows 3\n" +
-			"reported 2s ago\nversion v0.3.0\nhost gw.berlin\nrunning for 1h30m\nclock warning: 1h0m behind the edge's: set it, as with NTP\n" +
+			"reported 2h0m ago\nversion v0.3.0\nhost gw.berlin\nrunning for 1h30m\nclock warning: 1h0m behind the edge's: set it, as with NTP\n" +
 			"its load 2 TCP flows, 1 UDP flows, load average 0.50 on 4 CPUs, 64.0 MiB of memory\nfailed dials 7\ndropped 1 packets\n\n" +
-			"ORIGIN RESULT TIMES LAST ERROR\ntcp/10.0.0.10:5432 refused 7 1m0s ago connection refused",
-		"berlin-2": "state pending, given up in 30s unless its key calls\n" +
+			"ORIGIN RESULT TIMES LAST ERROR\ntcp/10.0.0.10:5432 refused 7 4h0m ago connection refused",
+		"berlin-2": "state pending, given up in 1h0m unless its key calls\n" +
 			"known by token 0123456789abcdef, ephemeral: forgotten after 10 minutes of absence\npublic key " + edgeKey + "\nkey age 1d0h, a new key is asked for\n",
 		"tokyo-1": "state draining since 1h0m ago, by an operator: `warren connector drain tokyo-1 --off` ends it\n" +
 			"known by the edge's config\npublic key " + edgeKey + "\noverlay",
@@ -54,7 +55,7 @@ func TestConnectorShow(t *testing.T) {
 	_, stdout, _ := command(t, nil, "connector", "list", "--socket", socket)
 	wantLines(t, squeeze(stdout),
 		"CONNECTOR NETWORK STATE SINCE VERSION RTT HANDSHAKE MTU RECEIVED SENT FLOWS FROM ROUTES\n",
-		"berlin-1 berlin up 1h0m ago v0.3.0 12 ms 1m0s ago 1400 2.0 KiB 1.0 KiB 3 192.0.2.1:4000 10.0.0.0/16\n",
+		"berlin-1 berlin up 1h0m ago v0.3.0 12 ms 3h0m ago 1400 2.0 KiB 1.0 KiB 3 192.0.2.1:4000 10.0.0.0/16\n",
 		"tokyo-1 berlin draining 1h0m ago - 12 ms")
 	none := fakeEdge(t, map[string]any{"GET /v1/connectors": nil})
 	if _, _, stderr := command(t, nil, "connector", "list", "--socket", none); stderr != "the edge has no connectors: make a token with `warren token create`, or add a [[connector]] to its config\n" {
