@@ -11,6 +11,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/warrenmesh/warren/edge/config"
+	"github.com/warrenmesh/warren/edge/enroll"
 	"github.com/warrenmesh/warren/netstack/tunnel"
 )
 
@@ -105,15 +106,10 @@ func (n *networks) prepare(next *config.Config) (*netChange, error) {
 }
 
 func (c *netChange) join(spec config.Connector) error {
-	p, err := c.nets.get(spec.Network).AddConnector(tunnel.ConnectorConfig{
-		Name: spec.Name, PublicKey: spec.PublicKey.Key, Routes: spec.Routes,
-	})
+	p, err := c.nets.join(enroll.Member{Name: spec.Name, Network: spec.Network, PublicKey: spec.PublicKey.Key, Routes: spec.Routes}, false)
 	if err != nil {
 		return err
 	}
-	c.nets.mu.Lock()
-	c.nets.peers[spec.Name] = p
-	c.nets.mu.Unlock()
 	c.joined = append(c.joined, p)
 	c.changes = append(c.changes, fmt.Sprintf("connector %q added", spec.Name))
 	return nil
@@ -201,6 +197,29 @@ func (n *networks) isEnrolled(name string) bool {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	return n.enrolled[name]
+}
+
+// join puts a connector into its network; enrolled tells whether the registry
+// does that, or a reload.
+func (n *networks) join(m enroll.Member, enrolled bool) (*tunnel.Peer, error) {
+	network := n.get(m.Network)
+	if network == nil {
+		return nil, fmt.Errorf("adding connector %q: there is no network %q", m.Name, m.Network)
+	}
+	if n.peer(m.Name) != nil {
+		return nil, fmt.Errorf("adding connector %q: the name is taken", m.Name)
+	}
+	p, err := network.AddConnector(tunnel.ConnectorConfig{Name: m.Name, PublicKey: m.PublicKey, Routes: m.Routes})
+	if err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.peers[m.Name] = p
+	if enrolled {
+		n.enrolled[m.Name] = true
+	}
+	return p, nil
 }
 
 // remove ends a connector and its flows.

@@ -58,21 +58,8 @@ func (n *networks) RenewGuest(key wgtypes.Key) {
 
 // AddConnector implements enroll.Peers.
 func (n *networks) AddConnector(m enroll.Member) error {
-	network := n.get(m.Network)
-	if network == nil {
-		return fmt.Errorf("adding connector %q: there is no network %q", m.Name, m.Network)
-	}
-	if n.peer(m.Name) != nil {
-		return fmt.Errorf("adding connector %q: the name is taken", m.Name)
-	}
-	p, err := network.AddConnector(tunnel.ConnectorConfig{Name: m.Name, PublicKey: m.PublicKey, Routes: m.Routes})
-	if err != nil {
-		return err
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.peers[m.Name], n.enrolled[m.Name] = p, true
-	return nil
+	_, err := n.join(m, true)
+	return err
 }
 
 // RemoveConnector implements enroll.Peers.
