@@ -186,7 +186,7 @@ const (
 	CodeKnownKey    Code = "known_key"   // the key is somebody's already
 	CodeNotAllowed  Code = "not_allowed" // as rotating a key that the edge's config declares
 	CodeBadRequest  Code = "bad_request" // it could not be read
-	CodeUnknown     Code = "unknown"     // no such path, or no connector with that key
+	CodeUnknown     Code = "unknown"     // no such path; or no connector with that key, which may pass
 	CodeVersion     Code = "version"     // of the protocol
 	CodeBusy        Code = "busy"        // a registration in the way is being confirmed, or too many ask: ask again
 	CodeUnavailable Code = "unavailable" // the edge cannot just now, as with a full disk: ask again
