@@ -208,6 +208,9 @@ func (e *edge) dialPort(ctx context.Context, port uint16) (*poster, error) {
 	e.mu.Lock()
 	peer := e.peer
 	e.mu.Unlock()
+	if peer == nil { // a change of the key may ask for an edge that is being left
+		return nil, errors.New("dialling the edge: it is served no more")
+	}
 	ctx, cancel := context.WithTimeout(ctx, postDial)
 	defer cancel()
 	conn, err := e.c.device().Dial(ctx, netip.AddrPortFrom(peer.Overlay(), port))

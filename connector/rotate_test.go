@@ -448,3 +448,21 @@ func TestNoSecretIsToldOrLogged(t *testing.T) {
 		}
 	})
 }
+
+// Between the look at an edge and the telling the edge may be left.
+func TestKeyIsNotToldToAnEdgeThatWasLeft(t *testing.T) {
+	twoEdges(t, func(t *testing.T, b *bench, _, second *fakeControl) {
+		b.start()
+		b.joinAt(testEdge)
+		b.joinAt(secondEdge)
+		second.change(func(g *wire.Grant) { g.Drain = true })
+		time.Sleep(leaveCheck)
+		synctest.Wait()
+		if err := b.c.list()[1].tellKey(b.t.Context(), newKey(t)); err == nil || len(second.registered()) != 0 {
+			t.Errorf("tellKey returned %v", err)
+		}
+		if err := b.finish(); err != nil {
+			t.Error(err)
+		}
+	})
+}
