@@ -122,8 +122,7 @@ func (e *edge) mayEnrol() bool {
 	if !e.invited || member == nil {
 		return false
 	}
-	other := member.TokenID != e.c.spec.Token.ID.String()
-	return !member.Confirmed || (member.Ephemeral || other) && e.awayFor(forgetAfter)
+	return !member.Confirmed || (member.Ephemeral || e.ofAnotherToken(member)) && e.awayFor(forgetAfter)
 }
 
 // enrol registers this connector's key at the edge with the token. It tries
@@ -142,8 +141,8 @@ func (e *edge) enrol(ctx context.Context) error {
 			}
 			return nil
 		case ctx.Err() != nil, e.state().Alive:
-		case errors.As(err, &refusal) && refusal.Code == wire.CodeKnownKey && e.belongs():
-			e.log.Info("not enrolled", "reason", "the edge knows this connector's key already", "err", err)
+		case errors.As(err, &refusal) && refusal.Final() && e.belongs(refusal.Code):
+			e.log.Info("not enrolled", "reason", "the edge should know this connector's key without the token", "err", err)
 			e.invited = false
 			return nil
 		case errors.As(err, &refusal) && refusal.Final():
@@ -158,10 +157,23 @@ func (e *edge) enrol(ctx context.Context) error {
 }
 
 // belongs tells whether the edge should know this connector's key without the
-// token.
-func (e *edge) belongs() bool {
+// token, which it refused with code. An edge that comes back after long hears
+// of the token first, and what it says of one that has ended says nothing of
+// an enrolment with another.
+func (e *edge) belongs(code wire.Code) bool {
 	member, _ := e.membership()
-	return e.declared || member != nil
+	switch {
+	case e.declared || member == nil:
+		return e.declared
+	case code == wire.CodeKnownKey:
+		return true
+	}
+	return member.Confirmed && e.ofAnotherToken(member)
+}
+
+// ofAnotherToken tells whether member came with another token than this run's.
+func (e *edge) ofAnotherToken(member *state.Edge) bool {
+	return member.TokenID != e.c.spec.Token.ID.String()
 }
 
 // tryRegister is register until the edge answers the connector's own key, as

@@ -176,17 +176,50 @@ func TestFinalRefusalOfEnrolment(t *testing.T) {
 			}
 		})
 	})
-	t.Run("of a key that a declared edge knows", func(t *testing.T) {
-		invited(t, func(t *testing.T, b *bench, enroller *fakeEnroller, edge wgtypes.Key, _ *fakeControl) {
-			b.spec.Edges = []EdgeSpec{{PublicKey: edge, URLs: []EdgeURL{{Host: "edge.example", Port: 51820}}}}
-			enroller.fails(edge, wire.Refuse(wire.CodeKnownKey, "the key is declared"))
-			b.start()
-			b.join()
-			if err := b.finish(); err != nil {
-				t.Error(err)
-			}
+	declared := func(b *bench, edge wgtypes.Key) {
+		b.spec.Edges = []EdgeSpec{{PublicKey: edge, URLs: []EdgeURL{{Host: "edge.example", Port: 51820}}}}
+	}
+	enrolled := func(change func(*state.Edge)) func(*bench, wgtypes.Key) {
+		return func(b *bench, edge wgtypes.Key) { b.pending(edge, change) }
+	}
+	known := wire.Refuse(wire.CodeKnownKey, "the key is known already")
+	for _, tt := range []struct {
+		name    string
+		known   func(*bench, wgtypes.Key)
+		refusal *wire.Refusal
+		served  bool
+	}{
+		{"of a key that a declared edge knows", declared, known, true},
+		{"of a spent token at a declared edge", declared, refusal, true},
+		{"of a key that was enrolled", enrolled(nil), known, true},
+		{"of the token that was not confirmed", enrolled(nil), refusal, false},
+		{"of a spent token, after another was confirmed", enrolled(func(m *state.Edge) { m.Confirmed, m.TokenID = true, "00" }), refusal, true},
+		{"of a spent token, after another was not", enrolled(func(m *state.Edge) { m.TokenID = "00" }), refusal, false},
+		{"of the token of an ephemeral one", enrolled(func(m *state.Edge) { m.Confirmed, m.Ephemeral = true, true }), refusal, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			invited(t, func(t *testing.T, b *bench, enroller *fakeEnroller, edge wgtypes.Key, _ *fakeControl) {
+				tt.known(b, edge)
+				enroller.fails(edge, tt.refusal)
+				b.start()
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				if enroller.count() != 1 {
+					t.Errorf("%d enrolments", enroller.count())
+				}
+				if !tt.served {
+					if err := <-b.end; !errors.Is(err, ErrRefused) {
+						t.Errorf("Run returned %v", err)
+					}
+					return
+				}
+				b.join()
+				if err := b.finish(); err != nil {
+					t.Error(err)
+				}
+			})
 		})
-	})
+	}
 }
 
 // pending saves the edge of the token as one whose enrolment was not confirmed.
