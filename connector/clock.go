@@ -45,7 +45,7 @@ func (c *Connector) watchClock(ctx context.Context) {
 		default:
 			continue
 		}
-		for _, e := range c.edges {
+		for _, e := range c.list() {
 			e.again.Store(true)
 			e.notify()
 		}

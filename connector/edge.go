@@ -124,6 +124,7 @@ func (e *edge) run(ctx context.Context) error {
 	if peer != nil {
 		peer.Remove()
 	}
+	e.c.rotation.poke()
 	return err
 }
 

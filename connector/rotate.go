@@ -29,7 +29,7 @@ const rotateEvery = time.Minute
 type rotation struct {
 	c     *Connector
 	asked chan struct{} // capacity 1
-	news  chan struct{} // capacity 1: an edge came, or is confirmed
+	news  chan struct{} // capacity 1: an edge came, is confirmed, or was left
 
 	mu        sync.Mutex // held while the saved key changes
 	changes   uint64     // of the key, in this run
@@ -58,7 +58,9 @@ func (r *rotation) trouble() string {
 // ask is called with each grant that asks for a change of the key of that
 // generation.
 func (r *rotation) ask(generation uint64) {
-	if generation != r.generation() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if generation != r.changes {
 		return // the grant is from before the change
 	}
 	select {
@@ -197,6 +199,8 @@ func (r *rotation) tellAll(ctx context.Context, next wgtypes.Key, told map[*edge
 		switch {
 		case err == nil:
 			told[e] = true
+		case errors.As(err, &refusal) && refusal.Code == wire.CodeRevoked:
+			missing = append(missing, e.name()) // until its sync hears so and leaves it
 		case errors.Is(err, errNoControl), errors.As(err, &refusal) && refusal.Final():
 			return nil, fmt.Errorf("edge %s does not take a new one: %w", e.name(), err)
 		default:

@@ -449,6 +449,35 @@ func TestNoSecretIsToldOrLogged(t *testing.T) {
 	})
 }
 
+// An edge that revokes the connector in the middle of a change does not hold up
+// the others.
+func TestKeyChangesWithoutAnEdgeThatRevokes(t *testing.T) {
+	twoEdges(t, func(t *testing.T, b *bench, first, second *fakeControl) {
+		b.start()
+		old := b.savedKey()
+		b.joinAt(testEdge)
+		b.joinAt(secondEdge)
+		revoked := wire.Refuse(wire.CodeRevoked, "connector \"berlin-1\" was revoked")
+		second.set(func() { second.refuse = func(wire.KeyRequest) *wire.Refusal { return revoked } })
+		askToRotate(first)
+		if b.savedKey() != old {
+			t.Fatal("the key was changed, though an edge does not have it")
+		}
+		first.change(func(g *wire.Grant) { g.Rotate = false }) // nobody asks a second time
+		second.set(func() { second.refusal = revoked })
+		synctest.Wait()
+		if next := b.savedKey(); next == old || !slices.Equal(b.tunnel.used(), []wgtypes.Key{next}) {
+			t.Error("the key was not changed once the edge was left")
+		}
+		if got := b.log.with("the key cannot be changed"); len(got) != 0 {
+			t.Errorf("the log says %q", got)
+		}
+		if err := b.finish(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // Between the look at an edge and the telling the edge may be left.
 func TestKeyIsNotToldToAnEdgeThatWasLeft(t *testing.T) {
 	twoEdges(t, func(t *testing.T, b *bench, _, second *fakeControl) {
