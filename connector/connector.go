@@ -242,8 +242,11 @@ func (c *Connector) remembers() bool {
 	if c.spec.PrivateKeyFile == "" || c.spec.hasToken() || len(c.spec.Edges) == 0 {
 		return true
 	}
+	if c.spec.StateDir == "" {
+		return false
+	}
 	saved, err := state.Look(c.spec.StateDir)
-	return c.spec.StateDir != "" && (err != nil || len(saved) > 0)
+	return err != nil || len(saved) > 0
 }
 
 // readKey returns the private key.

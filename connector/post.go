@@ -49,9 +49,8 @@ func (p *poster) post(ctx context.Context, path string, d time.Duration, message
 		return fmt.Errorf("posting to %q: %w", path, err)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = p.conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
 	err := p.exchange(path, message, answer)
-	if ctx.Err() != nil {
+	if !stop() { // and it may yet spoil the deadline of a further message
 		return context.Cause(ctx)
 	}
 	var refusal *wire.Refusal

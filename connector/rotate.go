@@ -146,7 +146,9 @@ func (r *rotation) change(ctx context.Context) (why string) {
 	if err != nil {
 		return fmt.Sprintf("the next one cannot be saved: %v", err)
 	}
-	r.c.log.Info("changing the key", "next_public_key", tunnel.Abbreviate(next.PublicKey()))
+	if r.trouble() == "" { // else it was said when it began, and an edge asks on each minute
+		r.c.log.Info("changing the key", "next_public_key", tunnel.Abbreviate(next.PublicKey()))
+	}
 	told := make(map[*edge]bool)
 	var retry backoff
 	waits := "" // for whom the log says that it waits
