@@ -64,7 +64,7 @@ func (c *checker) report(path, value, hint string) {
 }
 
 func (c *checker) checkKey() {
-	_, err := host.ReadKey(c.spec.KeyFile())
+	_, err := host.ReadKey(c.spec.keyFile())
 	switch {
 	case err == nil:
 	case c.spec.PrivateKeyFile != "":

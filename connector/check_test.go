@@ -59,7 +59,7 @@ func TestCheck(t *testing.T) {
 		{name: "no key file", change: func(s *Spec) { s.PrivateKeyFile = "/none/key" }, want: map[string]string{"connector.private_key_file": "no such file"}},
 		{name: "open key in the state directory", change: func(s *Spec) {
 			made(s, 0o700, "lock", "")
-			writeFile(t, s.KeyFile(), "x", 0o644)
+			writeFile(t, s.keyFile(), "x", 0o644)
 		}, want: map[string]string{"connector.state_dir": "chmod 600"}},
 		{name: "open state directory", change: func(s *Spec) { made(s, 0o755, "lock", "") },
 			want: map[string]string{"connector.state_dir": "everybody on this machine has access (mode 0755): run chmod 700"}},

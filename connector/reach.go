@@ -9,12 +9,6 @@ import (
 	"time"
 )
 
-// Resolver turns names into addresses, in the order to try them;
-// *net.Resolver is one.
-type Resolver interface {
-	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
-}
-
 // Reach asks the network what WireGuard does not tell: it is silent to a
 // stranger, and its socket hears no ICMP.
 type Reach interface {

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/warrenmesh/warren/connector/guard"
 	"github.com/warrenmesh/warren/connector/origin"
+	"github.com/warrenmesh/warren/connector/state"
 	"github.com/warrenmesh/warren/edge/wire"
 )
 
@@ -74,6 +76,14 @@ type Spec struct {
 	// MetricsListen is the TCP address of /metrics, /healthz and /readyz, a
 	// host:port. Default: off.
 	MetricsListen string
+}
+
+// keyFile is where the private key is read from.
+func (s Spec) keyFile() string {
+	if s.PrivateKeyFile != "" {
+		return s.PrivateKeyFile
+	}
+	return filepath.Join(s.StateDir, state.KeyName)
 }
 
 // EdgeSpec is one edge that the connector joins: an [[edge]] table.
