@@ -133,7 +133,7 @@ func (p *Peer) Demote(port uint16) (*Guest, error) {
 	p.removed = true
 	p.dropOtherKeys()
 	t, s := p.tunnel, p.session()
-	g := t.newGuest(p.name, port, s.copy())
+	g := t.newGuest(p.name, port, s.handOver())
 	g.heard.Store(p.open.Load())
 	t.byOverlay.Store(s.overlay, g.session)
 	t.self.Load().stack.abort(s.overlay, port)

@@ -250,6 +250,9 @@ func TestDemote(t *testing.T) {
 		t.Errorf("adding its key: %v, want %v", err, ErrKnownKey)
 	}
 	g.Remove()
+	if err := p.session().renew(func() {}); err == nil {
+		t.Error("who looked at the connector before it was demoted brought its key back")
+	}
 	again, err := n.AddConnector(cfg)
 	if err != nil {
 		t.Fatal(err)

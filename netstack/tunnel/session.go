@@ -43,9 +43,15 @@ func (t *Tunnel) newSession(key, psk wgtypes.Key) *session {
 	return &session{tunnel: t, key: key, psk: psk, overlay: OverlayAddr(key), rate: rate.NewLimiter(overlayRate, overlayBurst)}
 }
 
-// copy returns a session of the same key, for another owner.
-func (s *session) copy() *session {
-	return &session{tunnel: s.tunnel, key: s.key, psk: s.psk, overlay: s.overlay, rate: s.rate}
+// handOver returns a session of the same key, for another owner. The WireGuard
+// peer is that one's from now on: who still holds s can neither renew nor
+// remove it.
+func (s *session) handOver() *session {
+	t := s.tunnel
+	t.deviceMu.Lock()
+	defer t.deviceMu.Unlock()
+	s.gone = true
+	return &session{tunnel: t, key: s.key, psk: s.psk, overlay: s.overlay, rate: s.rate, before: s.before, renewed: s.renewed}
 }
 
 // sessionAt returns the session whose overlay address that is, or nil.
