@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -86,13 +87,11 @@ func (t *Tunnel) SetPrivateKey(key wgtypes.Key) error {
 
 // reserveOwn claims our next key.
 func (t *Tunnel) reserveOwn(public wgtypes.Key, now *identity) error {
-	if public == now.formerKey {
-		return nil // it is claimed still
+	err := t.reserve("self", public)
+	if err == nil || public == now.formerKey && errors.Is(err, ErrKnownKey) { // that is claimed still
+		return nil
 	}
-	if err := t.reserve("self", public); err != nil {
-		return fmt.Errorf("changing the private key: %w", err)
-	}
-	return nil
+	return fmt.Errorf("changing the private key: %w", err)
 }
 
 // setPrivateKey makes us self. Nothing is sent meanwhile: a packet that was

@@ -376,8 +376,10 @@ func TestKnownKeysAreRefused(t *testing.T) {
 		t.Errorf("adding a key that was ours twice ago: %v", err)
 	}
 	e.Close()
-	if err := e.SetPrivateKey(newKey(t)); !errors.Is(err, ErrClosed) {
-		t.Errorf("changing the key of a closed tunnel: %v", err)
+	for _, key := range []wgtypes.Key{newKey(t), former} {
+		if err := e.SetPrivateKey(key); !errors.Is(err, ErrClosed) {
+			t.Errorf("changing the key of a closed tunnel: %v", err)
+		}
 	}
 }
 
