@@ -99,6 +99,9 @@ func (p *Peer) tick(s *pass) {
 	left := p.left.Load()
 	d := p.life.step(now, heard, left, p.initiate)
 	alive := p.life.alive
+	if d.up {
+		p.here.Store(newPresence()) // before anybody is told that it is alive: who is then dials
+	}
 	p.suspect.Store(p.life.misses > 0)
 	p.mu.Unlock()
 
@@ -178,7 +181,6 @@ func (p *Peer) apply(d deed) {
 	}
 	if d.up {
 		p.forgot = false
-		p.here.Store(newPresence())
 		p.open.Store(true)
 		p.link.SetOpen(true)
 	}
