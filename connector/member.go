@@ -139,6 +139,7 @@ func (e *edge) enrol(ctx context.Context) error {
 			if !answer.Ephemeral {
 				e.c.warnVolatile()
 			}
+			e.aim(true) // the tunnel's pauses have grown, and the edge waits for wire.ConfirmWithin
 			return nil
 		case ctx.Err() != nil, e.state().Alive:
 		case errors.As(err, &refusal) && refusal.Final() && e.belongs(refusal.Code):
@@ -194,7 +195,7 @@ func (e *edge) tryRegister(ctx context.Context) (wire.EnrollAnswer, error) {
 // register enrols once, and remembers it.
 func (e *edge) register(ctx context.Context) (wire.EnrollAnswer, error) {
 	c := e.c
-	key, done := c.rotation.enrol()
+	key, done := c.rotation.lend()
 	defer done()
 	answer, err := c.enrol(ctx, EdgeSpec{PublicKey: e.spec.PublicKey, URLs: e.urls()}, key.PublicKey())
 	if err != nil {

@@ -257,6 +257,12 @@ func TestPendingEdgeEnrolsAgain(t *testing.T) {
 		if enroller.count() != 1 {
 			t.Errorf("enrolled %d times", enroller.count())
 		}
+		p := b.tunnel.peer(t, testEdge)
+		p.mu.Lock()
+		if n := len(p.calls); n != 2 {
+			t.Errorf("the edge was called %d times, want anew once it knows the key", n)
+		}
+		p.mu.Unlock()
 		b.join()
 		if !b.remembered(edge).Confirmed {
 			t.Error("not confirmed")

@@ -69,9 +69,9 @@ func (r *rotation) ask(generation uint64) {
 	}
 }
 
-// enrol lends the key to an enrolment. Until that gives it back, having
+// lend gives the key to an enrolment. Until that gives it back, having
 // remembered its edge, the key does not change.
-func (r *rotation) enrol() (key wgtypes.Key, done func()) {
+func (r *rotation) lend() (key wgtypes.Key, done func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.enrolling++
