@@ -94,9 +94,9 @@ func (t *Tunnel) ListenOverlay(ctx context.Context, port uint16) (net.Listener, 
 }
 
 // DialOverlay opens a TCP connection to a port of an edge's overlay address.
-// It ends when that edge dies or is removed, or our key changes. The error wraps netx's: ErrNoRoute
-// where no edge has that address or the edge is not alive, else as a NIC's
-// DialContext.
+// It ends when that edge dies or is removed, or our key changes. The error
+// wraps netx's: ErrNoRoute where no edge has that address or the edge is not
+// alive, else as a NIC's DialContext.
 func (t *Tunnel) DialOverlay(ctx context.Context, dst netip.AddrPort) (net.Conn, error) {
 	s := t.sessionAt(dst.Addr())
 	if s == nil || s.peer == nil || !s.peer.initiate {

@@ -19,9 +19,10 @@ import (
 
 const shimLen = shim.HeaderLen
 
-// Peer is the other end of one WireGuard session: a connector, seen from the
-// edge, or an edge, seen from the connector. It has a NIC in the stack of its
-// network. Its methods may be called concurrently.
+// Peer is a connector, seen from the edge, or an edge, seen from the connector:
+// the other end of a WireGuard session, or of several while a connector changes
+// its key. It has a NIC in the stack of its network. Its methods may be called
+// concurrently.
 type Peer struct {
 	tunnel   *Tunnel
 	name     string

@@ -86,9 +86,8 @@ type Config struct {
 	ControlPort uint16
 
 	// OnPeer is told that a peer came up, went down, began or ceased to drain,
-	// or that two machines use its key. It is
-	// called on one goroutine, in order, and must not block or call Close.
-	// Optional.
+	// or that two machines use its key. It is called on one goroutine, in
+	// order, and must not block or call Close. Optional.
 	OnPeer func(*Peer, PeerState)
 
 	// Log gets a line when the UDP socket dies and one when it is back, and
@@ -136,7 +135,7 @@ type Tunnel struct {
 	stop  context.CancelFunc
 	ended sync.WaitGroup
 
-	deviceMu sync.Mutex // held while the device is asked, and while it loses peers
+	deviceMu sync.Mutex // held while the device is asked, loses peers, or takes our next key
 	answer   map[wgtypes.Key]wgState
 	answered time.Time
 
