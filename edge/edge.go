@@ -24,6 +24,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -126,12 +127,17 @@ func Run(ctx context.Context, opts Options) error {
 // open makes every room and brings the first config into force. On failure
 // nothing stays open.
 func (e *Edge) open(cfg *config.Config) (err error) {
-	key, made, err := e.loadKey(cfg)
-	if err != nil {
+	if e.store, err = store.Open(filepath.Join(cfg.Edge.StateDir, storeName)); err != nil {
 		return err
 	}
-	if made {
-		e.log.Info("made a private key", "file", cfg.WireGuard.PrivateKeyFile)
+	defer func() {
+		if err != nil {
+			_ = e.store.Close()
+		}
+	}()
+	key, err := e.loadKey(cfg)
+	if err != nil {
+		return err
 	}
 	flows, err := observe.OpenFlowLog(cfg.Log.Spec(), e.log)
 	if err != nil {
@@ -154,14 +160,9 @@ func (e *Edge) open(cfg *config.Config) (err error) {
 			e.tunnel.Close()
 		}
 	}()
-	if err = e.openRegistry(cfg); err != nil {
+	if err = e.openRegistry(); err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			_ = e.store.Close()
-		}
-	}()
 	e.observer = &observe.Observer{
 		Table: new(observe.Table), Log: flows,
 		Metrics: observe.NewMetrics(observe.Build{Version: e.opts.Version, GoVersion: runtime.Version()}),
@@ -179,17 +180,6 @@ func (e *Edge) open(cfg *config.Config) (err error) {
 		return err
 	}
 	return nil
-}
-
-// loadKey reads the edge's private key, and makes one where the config names
-// no file and there is none yet.
-func (e *Edge) loadKey(cfg *config.Config) (key [32]byte, made bool, err error) {
-	path := cfg.WireGuard.PrivateKeyFile
-	if cfg.WireGuard.KeyGenerated {
-		return host.LoadKey(path)
-	}
-	key, err = host.ReadKey(path)
-	return key, false, err
 }
 
 // serve opens the operator's sockets and waits for the end.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -34,20 +33,14 @@ func (s registryStore) Update(f func(enroll.Tx) error) error {
 	return s.Store.Update(func(tx *store.Tx) error { return f(tx) })
 }
 
-// openRegistry opens the state and reads who may be a connector. Nobody is in
-// the tunnel before enforce has made the networks.
-func (e *Edge) openRegistry(cfg *config.Config) (err error) {
-	if e.store, err = store.Open(filepath.Join(cfg.Edge.StateDir, storeName)); err != nil {
-		return err
-	}
+// openRegistry reads who may be a connector. Nobody is in the tunnel before
+// enforce has made the networks.
+func (e *Edge) openRegistry() (err error) {
 	e.nets.init(e.tunnel, e.isDenied)
 	e.registry, err = enroll.New(enroll.Spec{}, enroll.Deps{
 		Store: registryStore{e.store}, Peers: &e.nets, Log: e.log, PublicKey: e.tunnel.PublicKey(),
 	})
-	if err != nil {
-		return errors.Join(err, e.store.Close())
-	}
-	return nil
+	return err
 }
 
 func (e *Edge) isDenied(key wgtypes.Key) bool {
@@ -202,8 +195,11 @@ func (e *Edge) DrainConnector(name string, off bool) (client.ConnectorResult, er
 	}
 	is, _ := e.connectorNamed(name)
 	result := client.ConnectorResult{Connector: is}
-	if !off {
+	switch {
+	case !off:
 		result.Note = "survives a reload, not a restart"
+	case is.State == client.ConnectorDown:
+		result.Note = "it has left: it serves again once it is started again, or within some minutes where it still runs for another edge"
 	}
 	return result, nil
 }

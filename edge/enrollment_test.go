@@ -195,6 +195,9 @@ func TestEnrolment(t *testing.T) {
 	if _, err := conn.Read(make([]byte, 1)); err == nil {
 		t.Error("a flow outlived its route")
 	}
+	if got := w.flows("web", 2)[1]; got.Status != 498 || !strings.Contains(got.Why, "lost its route to 10.0.0.10") {
+		t.Errorf("its line: %+v", got)
+	}
 }
 
 // hello has a word with an app that echoes, which greets first.
@@ -239,6 +242,9 @@ func TestRevocation(t *testing.T) {
 	}
 	wantRevoked(<-told)
 	c.Close()
+	if got := w.flows("web", 1)[0]; got.Status != 498 || !strings.Contains(got.Why, "revoked") {
+		t.Errorf("the line of its flow: %+v", got)
+	}
 
 	// It holds after a restart, and is still told.
 	w.restart()
@@ -367,5 +373,58 @@ func TestKeyChange(t *testing.T) {
 	}
 	if _, known := w.nets.KeyAt(tunnel.OverlayAddr(old.PublicKey())); known {
 		t.Error("the old key is still in the tunnel")
+	}
+}
+
+// TestStateBelongsToAKey: an edge does not take up another identity, or the
+// state of another edge, without a word.
+func TestStateBelongsToAKey(t *testing.T) {
+	w := newWorld(t, network("berlin"))
+	w.replace("private_key_file = \"edge.key\"\n", "")
+	w.run(5 * time.Second)
+	w.stop()
+	<-w.ended
+	keyFile := filepath.Join(w.dir, "state", "edge.key")
+	key, err := os.ReadFile(keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := func(what, want string) {
+		t.Helper()
+		err := Run(t.Context(), w.opts)
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "restore that key") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := os.Remove(keyFile); err != nil {
+		t.Fatal(err)
+	}
+	refused("without its key", "no such file")
+	if _, err := os.Stat(keyFile); err == nil {
+		t.Error("it made another key")
+	}
+	if err := os.WriteFile(keyFile, []byte(newKey(t).String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refused("with another key", "holds another")
+	if err := os.WriteFile(keyFile, key, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.ended = make(chan struct{})
+	w.run(5 * time.Second)
+}
+
+// TestReloadTellsOfEnrolment: what a reload changed about enrolment is said.
+func TestReloadTellsOfEnrolment(t *testing.T) {
+	w := startWorld(t, network("berlin"))
+	w.write("[enrollment]\nkey_max_age = \"24h\"\n" + network("berlin") + "enroll = false\n")
+	w.replace("[wireguard]\n", "[wireguard]\nadvertise = [\"127.0.0.1:51820\"]\n")
+	done, err := w.admin.Reload(t.Context())
+	if want := []string{`network "berlin" changed`, "enrollment changed", "wireguard.advertise changed"}; err != nil || !slices.Equal(done.Changes, want) {
+		t.Errorf("%q, %v; want %q", done.Changes, err, want)
+	}
+	_, err = w.admin.CreateToken(t.Context(), client.TokenRequest{Network: "berlin", Routes: []string{"10.0.0.0/24"}})
+	if err == nil || !strings.Contains(err.Error(), "enroll") {
+		t.Errorf("a token for a network that takes none: %v", err)
 	}
 }
