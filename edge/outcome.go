@@ -3,9 +3,13 @@ package edge
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
 	"sync/atomic"
 
 	"github.com/warrenmesh/warren/edge/flow"
+	"github.com/warrenmesh/warren/netstack"
 	"github.com/warrenmesh/warren/netstack/netx"
 	"github.com/warrenmesh/warren/netstack/relay"
 )
@@ -48,9 +52,9 @@ func failed(ctx context.Context, err error) (flow.Status, string) {
 	return flow.StatusInternal, err.Error()
 }
 
-// ended maps the end of the relay, in which side A is the client, to the
+// ended maps the end of the relay of f, in which side A is the client, to the
 // flow's status.
-func ended(ctx context.Context, res relay.Result) (flow.Status, string) {
+func (e *Edge) ended(ctx context.Context, f *flow.Flow, res relay.Result) (flow.Status, string) {
 	switch res.End {
 	case relay.EndOrderly:
 		return flow.StatusClosed, "closed in order"
@@ -62,8 +66,26 @@ func ended(ctx context.Context, res relay.Result) (flow.Status, string) {
 	if res.Side == relay.SideA {
 		return flow.StatusClientGone, res.Err.Error()
 	}
+	if errors.Is(res.Err, netstack.ErrAborted) {
+		if why := e.withdrawn(f.Snapshot()); why != "" {
+			return flow.StatusCut, why
+		}
+	}
 	if netx.Classify(res.Err) == netx.ErrRefused { // UDP learns it only now
 		return flow.StatusRefused, res.Err.Error()
 	}
 	return flow.StatusOriginGone, res.Err.Error()
+}
+
+// withdrawn says what an operator took from under a flow that the tunnel has
+// aborted; "" where its connector was lost, or restarted.
+func (e *Edge) withdrawn(r flow.Record) string {
+	p := e.nets.peer(r.Connector)
+	switch {
+	case p == nil:
+		return fmt.Sprintf("connector %q was revoked, or taken from the config", r.Connector)
+	case !slices.ContainsFunc(p.Routes(), func(route netip.Prefix) bool { return route.Contains(r.Endpoint.Addr()) }):
+		return fmt.Sprintf("connector %q lost its route to %s", r.Connector, r.Endpoint.Addr())
+	}
+	return ""
 }

@@ -141,9 +141,9 @@ func (e *Edge) dial(ctx context.Context, network, proto string, addr netip.AddrP
 func (e *Edge) carry(ctx context.Context, f *flow.Flow, client, origin net.Conn, idle time.Duration) (flow.Status, string) {
 	terms := relay.Options{Idle: idle, AToB: &f.BytesIn, BToA: &f.BytesOut, OnDrop: e.relayed.drop}
 	if f.Snapshot().Proto == "udp" {
-		return ended(ctx, relay.Datagrams(ctx, client, origin, terms))
+		return e.ended(ctx, f, relay.Datagrams(ctx, client, origin, terms))
 	}
-	return ended(ctx, relay.Copy(ctx, client, origin, terms))
+	return e.ended(ctx, f, relay.Copy(ctx, client, origin, terms))
 }
 
 // dropListenerGone is why a flow was dropped that has no app, and so no line

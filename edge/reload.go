@@ -295,6 +295,18 @@ func difference(previous, next *snapshot) []string {
 	out = append(out, changed("app", was.Apps, is.Apps, func(a config.App) string { return a.Name })...)
 	out = append(out, changed("pool", was.Pools, is.Pools, func(p balance.Spec) string { return p.Name })...)
 	out = append(out, changed("monitor", was.Monitors, is.Monitors, func(m monitor.Spec) string { return m.Name })...)
+	for _, n := range is.Networks { // that one came or went, networks.go tells
+		i := slices.IndexFunc(was.Networks, func(o config.Network) bool { return o.Name == n.Name })
+		if i >= 0 && was.Networks[i] != n {
+			out = append(out, fmt.Sprintf("network %q changed", n.Name))
+		}
+	}
+	if was.Enrollment != is.Enrollment {
+		out = append(out, "enrollment changed")
+	}
+	if !slices.Equal(was.WireGuard.Advertise, is.WireGuard.Advertise) {
+		out = append(out, "wireguard.advertise changed")
+	}
 	out = append(out, changed("zone", was.DNS.Zones, is.DNS.Zones, func(z zone.Zone) string { return z.Name })...)
 	if !reflect.DeepEqual(was.DNS.Server, is.DNS.Server) {
 		out = append(out, "dns listeners changed")
