@@ -166,3 +166,26 @@ func (d *deployment) testClocksOnOneToken(t *testing.T, moved daemon.Warren) {
 		t.Logf("on one token: %d joiners in after %v", len(joiners), time.Since(started).Round(time.Millisecond))
 	}
 }
+
+// TestClockStepsUnderSessions steps the clock of a connector back under open
+// sessions and waits until WireGuard has changed its keys by itself, every two
+// minutes: the sessions go on.
+func TestClockStepsUnderSessions(t *testing.T) {
+	if !full() {
+		t.Skip("takes four minutes: set " + envFull + "=1")
+	}
+	t.Parallel()
+	clock := daemon.NewClock(t, 0)
+	d, _, _ := deployEnrolment(t)
+	j := d.warren.WithClock(t, "..").NewJoiner(t, d.berlin1, daemon.JoinerConfig{Token: d.edged.Token(t, berlinToken()).Text, Env: clock.Env()})
+	j.Start()
+	j.WaitReady()
+	sessions := openSessions(t, d.client, at(9001).String(), 5)
+	clock.Set(-time.Hour)
+	for range 4 {
+		waitFor(t, time.Minute)
+		started := time.Now()
+		goOnWithin(t, "with a clock that went back", sessions, clockLimit)
+		t.Logf("the sessions moved after %v", time.Since(started).Round(time.Millisecond))
+	}
+}

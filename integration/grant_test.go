@@ -47,11 +47,16 @@ func endWithin(t *testing.T, what string, sessions []*session, since time.Time, 
 // goOn wants every session to move on from where it is.
 func goOn(t *testing.T, what string, sessions []*session) {
 	t.Helper()
+	goOnWithin(t, what, sessions, 10*time.Second)
+}
+
+func goOnWithin(t *testing.T, what string, sessions []*session, limit time.Duration) {
+	t.Helper()
 	before := make([]int64, len(sessions))
 	for i, s := range sessions {
 		before[i], _, _ = s.state()
 	}
-	if err := pollFor(t, 10*time.Second, func() error {
+	if err := pollFor(t, limit, func() error {
 		for i, s := range sessions {
 			if right, _, err := s.state(); err != nil {
 				return fmt.Errorf("session %d ended: %w", s.seed, err)
@@ -214,6 +219,7 @@ func (d *deployment) testRoutesOfDeclared(t *testing.T) {
 		}
 		return changed
 	}
+	d.waitUp(t, "tokyo", 1, 10*time.Second)
 	reload(`"10.0.0.0/24"`)
 	kept := openSessions(t, d.client, at(9002).String(), 5)
 	lost := openSessions(t, d.client, at(9012).String(), 5)

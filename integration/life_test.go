@@ -112,7 +112,7 @@ func TestJoinerKilledAtAnyMoment(t *testing.T) {
 		j := d.warren.NewJoiner(t, []*netns.Host{d.berlin1, d.berlin2}[i%2],
 			daemon.JoinerConfig{Name: fmt.Sprintf("joiner-%d", i), Token: d.edged.Token(t, berlinToken()).Text})
 		j.Start()
-		waitFor(t, time.Duration(random.Int64N(int64(80*time.Millisecond))))
+		waitFor(t, time.Duration(random.Int64N(int64(40*time.Millisecond))))
 		j.Kill()
 		if strings.Contains(j.Output(), "msg=enrolled") {
 			enrolled++

@@ -68,6 +68,11 @@ origin = "tokyo/[fd10::10]:7"
 // interface, configured through wgctrl, an ip6tnl over it, and forwarding. It
 // serves apps over TCP and UDP, in IPv4 and in IPv6.
 func TestRouterAsConnector(t *testing.T) {
+	if tun, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0); err != nil {
+		require.Missing(t, "the right to make a TUN interface: %v", err)
+	} else {
+		tun.Close()
+	}
 	warren := daemon.Find(t)
 	d := &deployment{world: newWorld(t), warren: warren}
 	d.edgeKey, d.tokyo1Key = warren.GenKey(t), warren.GenKey(t)

@@ -6,7 +6,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -56,6 +58,7 @@ func TestSecretsStay(t *testing.T) {
 		t.Errorf("/metrics: %d, %v", status, err)
 	}
 	h.check(t, "/metrics", []byte(metrics))
+	h.check(t, "a connector's /metrics", d.metricsAt(t, d.berlin2, "127.0.0.1:9192"))
 	for _, j := range joiners {
 		h.check(t, "the log of "+j.Name(), []byte(j.Output()))
 		d.checkJoinerState(t, &h, j)
@@ -111,7 +114,7 @@ func (h *hunt) addToken(t *testing.T, name, text string) {
 type life struct {
 	*deployment
 	hunt    *hunt
-	config  string // of the connectors: they say all that they can
+	dir     string // with a config by which a connector says all that it can
 	joiners []*daemon.Joiner
 }
 
@@ -126,13 +129,13 @@ func (l *life) token(t *testing.T, name string, reusable, ephemeral bool) string
 }
 
 // join starts a connector; args, where there are some, tell it the token.
-func (l *life) join(t *testing.T, name, token string, args ...string) *daemon.Joiner {
+func (l *life) join(t *testing.T, host *netns.Host, name, token string, args ...string) *daemon.Joiner {
 	t.Helper()
-	cfg := daemon.JoinerConfig{Name: name, Token: token, Args: append(args, "-c", l.config)}
+	cfg := daemon.JoinerConfig{Name: name, Token: token, Args: append(args, "-c", filepath.Join(l.dir, "connector.toml"))}
 	if len(args) > 0 {
 		cfg.Token = ""
 	}
-	j := l.warren.NewJoiner(t, l.berlin1, cfg)
+	j := l.warren.NewJoiner(t, host, cfg)
 	j.Start()
 	l.joiners = append(l.joiners, j)
 	return j
@@ -142,23 +145,23 @@ func (l *life) join(t *testing.T, name, token string, args ...string) *daemon.Jo
 // connectors that took part.
 func (d *deployment) liveThroughEverything(t *testing.T, h *hunt) []*daemon.Joiner {
 	t.Helper()
-	dir := netns.Directory(t, "life")
-	l := &life{deployment: d, hunt: h, config: filepath.Join(dir, "connector.toml")}
+	l := &life{deployment: d, hunt: h, dir: netns.Directory(t, "life")}
 	for name, text := range map[string]string{
-		"connector.toml": "version = 1\n[metrics]\nlisten = \"127.0.0.1:0\"\n[log]\nlevel = \"debug\"\n",
+		"connector.toml": "version = 1\n[metrics]\nlisten = \"127.0.0.1:9192\"\n[log]\nlevel = \"debug\"\n",
 		"token":          l.token(t, "ephemeral", false, true) + "\n",
 	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(l.dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	netns.Give(t, dir)
+	netns.Give(t, l.dir)
+	// One a host, for they all listen on the same port.
 	single := l.token(t, "single", false, false)
-	l.join(t, "stays", single).WaitReady()
-	goes := l.join(t, "goes", "", "--token", l.token(t, "reusable", true, false))
+	goes := l.join(t, l.berlin1, "goes", "", "--token", l.token(t, "reusable", true, false))
 	goes.WaitReady()
-	l.join(t, "comes-and-goes", "", "--token-file", filepath.Join(dir, "token")).WaitReady()
-	endsWith(t, l.join(t, "late", single), 3, 30*time.Second, "used on ")
+	l.join(t, l.berlin2, "stays", single).WaitReady()
+	l.join(t, l.tokyo1, "comes-and-goes", "", "--token-file", filepath.Join(l.dir, "token")).WaitReady()
+	endsWith(t, l.join(t, l.client, "late", single), 3, 30*time.Second, "used on ")
 	l.token(t, "unused", false, false)
 	ended := l.token(t, "revoked", false, false)
 	if token, err := wire.ParseToken(ended); err != nil {
@@ -166,7 +169,7 @@ func (d *deployment) liveThroughEverything(t *testing.T, h *hunt) []*daemon.Join
 	} else if _, err := d.edged.Admin().RevokeToken(t.Context(), token.ID.String()); err != nil {
 		t.Fatal(err)
 	}
-	endsWith(t, l.join(t, "too-late", ended), 3, 30*time.Second, "revoked on ")
+	endsWith(t, l.join(t, l.client, "too-late", ended), 3, 30*time.Second, "revoked on ")
 
 	l.addStates(t, "before")
 	before, _ := d.edged.Connector(t, "stays")
@@ -199,6 +202,23 @@ func (l *life) addStates(t *testing.T, when string) {
 		}
 		l.hunt.addKey(t, "the private key of "+j.Name()+", "+when, strings.TrimSpace(string(key)))
 	}
+}
+
+// metricsAt is what a daemon on a host says at /metrics.
+func (d *deployment) metricsAt(t *testing.T, host *netns.Host, address string) []byte {
+	t.Helper()
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: host.Dial}}
+	response, err := client.Get("http://" + address + "/metrics")
+	if err != nil {
+		t.Error(err)
+		return nil
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil || response.StatusCode != http.StatusOK {
+		t.Errorf("asking %s for /metrics: %s, %v", address, response.Status, err)
+	}
+	return text
 }
 
 // checkJoinerState wants a connector's directory to hold its own key and no
