@@ -38,8 +38,65 @@ func TestReadPrivate(t *testing.T) {
 	if _, err := ReadPrivate(filepath.Join(dir, "none"), 7); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("ReadPrivate of no file fails with %v", err)
 	}
-	if _, err := ReadPrivate(dir, 7); err == nil {
-		t.Error("a directory was read")
+}
+
+// TestReadPrivateOfNoFile: nobody is told to change the mode of what is not
+// theirs.
+func TestReadPrivateOfNoFile(t *testing.T) {
+	dir := t.TempDir()
+	open := filepath.Join(dir, "open")
+	pipe := filepath.Join(dir, "pipe")
+	if err := errors.Join(os.Mkdir(open, 0o700), os.Chmod(open, 0o777), unix.Mkfifo(pipe, 0o622)); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ path, err string }{
+		{dir, "it is a directory"},
+		{open, "it is a directory"},
+		{os.DevNull, "it is no regular file"},
+		{pipe, "it is no regular file"},
+	} {
+		for name, read := range map[string]func(string, int64) ([]byte, error){"ReadPrivate": ReadPrivate, "ReadPrivateOrPipe": ReadPrivateOrPipe} {
+			if tt.path == pipe && name == "ReadPrivateOrPipe" {
+				continue
+			}
+			_, err := read(tt.path, 7)
+			if err == nil || !strings.HasPrefix(err.Error(), fmt.Sprintf("%q: %s", tt.path, tt.err)) || strings.Contains(err.Error(), "chmod") {
+				t.Errorf("%s fails with %v, want %q", name, err, tt.err)
+			}
+		}
+	}
+}
+
+// TestReadPrivateOrPipe: a shell's <(command), and a named pipe.
+func TestReadPrivateOrPipe(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := w.WriteString("hunter2 and more"); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	if text, err := ReadPrivateOrPipe(fmt.Sprintf("/dev/fd/%d", r.Fd()), 7); err != nil || string(text) != "hunter2" {
+		t.Errorf("a shell's pipe: %q, %v", text, err)
+	}
+
+	named := filepath.Join(t.TempDir(), "pipe")
+	if err := unix.Mkfifo(named, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	wrote := make(chan error, 1)
+	go func() { wrote <- os.WriteFile(named, []byte("hunter2"), 0) }()
+	text, err := ReadPrivateOrPipe(named, 64)
+	if err := errors.Join(err, <-wrote); err != nil || string(text) != "hunter2" {
+		t.Errorf("a named pipe: %q, %v", text, err)
+	}
+
+	file := filepath.Join(t.TempDir(), "file")
+	writeFile(t, file, "hunter2", 0o644)
+	if _, err := ReadPrivateOrPipe(file, 64); err == nil || !strings.Contains(err.Error(), "run chmod 600") {
+		t.Errorf("a file that is open to all: %v", err)
 	}
 }
 
