@@ -9,6 +9,10 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
+// ErrNoKey is wrapped by ReadKey's error where the file can be read and holds
+// something else.
+var ErrNoKey = errors.New("it holds no WireGuard key (44 characters of base64)")
+
 // ReadKey reads a WireGuard private key in base64 from a file, as ReadPrivate
 // reads it. The error wraps fs.ErrNotExist where there is no file, and never
 // holds a part of the key.
@@ -20,7 +24,7 @@ func ReadKey(path string) (wgtypes.Key, error) {
 	}
 	key, err := wgtypes.ParseKey(strings.TrimSpace(string(text)))
 	if err != nil || key == (wgtypes.Key{}) {
-		return wgtypes.Key{}, fmt.Errorf("reading private key %q: it holds no WireGuard key (44 characters of base64): make one with `warren genkey`", path)
+		return wgtypes.Key{}, fmt.Errorf("reading private key %q: %w: make one with `warren genkey`", path, ErrNoKey)
 	}
 	return key, nil
 }

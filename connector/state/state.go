@@ -68,6 +68,9 @@ type Edge struct {
 type file struct {
 	Version int    `json:"version"`
 	Edges   []Edge `json:"edges"`
+	// Invited are the edges of the last token that have not enrolled this
+	// connector: each has a key, URLs and a token's ID.
+	Invited []Edge `json:"invited,omitempty"`
 }
 
 // Dir is a state directory that this process holds. Its methods may be called
@@ -76,8 +79,8 @@ type Dir struct {
 	path   string
 	unlock func()
 
-	mu    sync.Mutex // held while files are written, too
-	edges []Edge     // as state.json has them
+	mu             sync.Mutex // held while files are written, too
+	edges, invited []Edge     // as state.json has them
 }
 
 // Open makes the directory where it is missing, takes it for this process, and
@@ -90,7 +93,7 @@ func Open(path string) (*Dir, error) {
 		return nil, err
 	}
 	d := &Dir{path: path, unlock: unlock}
-	if d.edges, err = read(path); err != nil {
+	if d.edges, d.invited, err = read(path); err != nil {
 		unlock()
 		return nil, err
 	}
@@ -114,64 +117,85 @@ func Look(path string) ([]Edge, error) {
 	if err := host.CheckDir(path); err != nil {
 		return nil, err
 	}
-	return read(path)
+	edges, _, err := read(path)
+	return edges, err
 }
 
 // read reads state.json and sees that nobody else can read the keys.
-func read(dir string) ([]Edge, error) {
-	for _, name := range []string{KeyName, nextName} {
-		if _, err := host.ReadKey(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
-	}
+func read(dir string) (edges, invited []Edge, err error) {
 	path := filepath.Join(dir, fileName)
 	text, err := host.ReadPrivate(path, maxFile+1)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, nil, fmt.Errorf("reading connector's state %w", err)
+	default:
+		if edges, invited, err = parse(text); err != nil {
+			if errors.Is(err, errDamaged) {
+				err = fmt.Errorf("%w: restore it, or %s", err, anew(dir))
+			}
+			return nil, nil, fmt.Errorf("reading connector's state %q: %w", path, err)
+		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("reading connector's state %w", err)
+	for _, name := range []string{KeyName, nextName} {
+		path := filepath.Join(dir, name)
+		_, err := host.ReadKey(path)
+		switch {
+		case err == nil, errors.Is(err, fs.ErrNotExist):
+		case errors.Is(err, host.ErrNoKey) && len(edges) > 0:
+			// Of another key no edge knows anything.
+			return nil, nil, fmt.Errorf("reading private key %q: %w, and edges know the one that it held: restore it, or %s", path, host.ErrNoKey, anew(dir))
+		default:
+			return nil, nil, err
+		}
 	}
-	edges, err := parse(text)
-	if err != nil {
-		return nil, fmt.Errorf("reading connector's state %q: %w", path, err)
-	}
-	return edges, nil
+	return edges, invited, nil
 }
 
+// anew is how to go on without what a state directory held: the edges know its
+// key, and refuse a token to it, and its name is taken until they forget it.
+func anew(dir string) string {
+	return fmt.Sprintf("revoke this connector at the edge (`warren connector revoke NAME`), move the whole directory %s away, and start with a new token", dir)
+}
+
+// errDamaged: state.json is not what this package wrote.
+var errDamaged = errors.New("it is damaged")
+
 // parse reads the text of a state.json.
-func parse(text []byte) ([]Edge, error) {
-	damaged := func(format string, args ...any) error {
-		return fmt.Errorf("it is damaged (%w): restore it, or move it away and enrol again with a new token; leave %s where it is", fmt.Errorf(format, args...), KeyName)
+func parse(text []byte) (edges, invited []Edge, err error) {
+	damaged := func(format string, args ...any) ([]Edge, []Edge, error) {
+		return nil, nil, fmt.Errorf("%w (%w)", errDamaged, fmt.Errorf(format, args...))
 	}
 	if len(text) > maxFile {
-		return nil, damaged("it is longer than %d bytes", maxFile)
+		return damaged("it is longer than %d bytes", maxFile)
 	}
 	var head struct {
 		Version *int `json:"version"`
 	}
 	if err := json.Unmarshal(text, &head); err != nil {
-		return nil, damaged("%w", err)
+		return damaged("%w", err)
 	}
 	switch {
 	case head.Version == nil || *head.Version < 1:
-		return nil, damaged("it has no version")
+		return damaged("it has no version")
 	case *head.Version > Version:
-		return nil, fmt.Errorf("it is of a later release (version %d, this one reads %d): install that release, or choose another state_dir and enrol there with a new token", *head.Version, Version)
+		return nil, nil, fmt.Errorf("it is of a later release (version %d, this one reads %d): install that release, or choose another state_dir and enrol there with a new token", *head.Version, Version)
 	}
 	var f file
 	if err := json.Unmarshal(text, &f); err != nil {
-		return nil, damaged("%w", err)
+		return damaged("%w", err)
 	}
-	for i, e := range f.Edges {
-		if err := e.check(); err != nil {
-			return nil, damaged("edge %d: %w", i, err)
-		}
-		if slices.ContainsFunc(f.Edges[:i], e.same) {
-			return nil, damaged("edge %d is there twice", i)
+	for what, list := range map[string][]Edge{"edge": f.Edges, "invited edge": f.Invited} {
+		for i, e := range list {
+			if err := e.check(); err != nil {
+				return damaged("%s %d: %w", what, i, err)
+			}
+			if slices.ContainsFunc(list[:i], e.same) {
+				return damaged("%s %d is there twice", what, i)
+			}
 		}
 	}
-	return f.Edges, nil
+	return f.Edges, f.Invited, nil
 }
 
 // check refuses what is no edge.
@@ -202,7 +226,7 @@ func (d *Dir) Key() (key wgtypes.Key, made bool, err error) {
 	if len(d.edges) > 0 {
 		key, err = host.ReadKey(path)
 		if errors.Is(err, fs.ErrNotExist) {
-			err = fmt.Errorf("reading private key %q: it is gone, and %s names edges that know it: put it back, or move %s away and enrol again with a new token", path, fileName, fileName)
+			err = fmt.Errorf("reading private key %q: it is gone, and %s names edges that know it: put it back, or %s", path, fileName, anew(d.path))
 		}
 		return key, false, err
 	}
@@ -238,11 +262,44 @@ func (d *Dir) TakeNext() (wgtypes.Key, error) {
 func (d *Dir) Edges() []Edge {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	out := slices.Clone(d.edges)
+	return cloned(d.edges)
+}
+
+// Invited returns the edges that Invite named and that have not enrolled this
+// connector since.
+func (d *Dir) Invited() []Edge {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return cloned(d.invited)
+}
+
+func cloned(edges []Edge) []Edge {
+	out := slices.Clone(edges)
 	for i := range out {
 		out[i].URLs = slices.Clone(out[i].URLs)
 	}
 	return out
+}
+
+// Invite notes the edges of a token, in place of those of the token before, so
+// that one which never enrols this connector is not forgotten when the token
+// is gone. Those that have enrolled it are left out. It writes nothing where
+// that changes nothing.
+func (d *Dir) Invite(edges []Edge) error {
+	for _, e := range edges {
+		if err := e.check(); err != nil {
+			return fmt.Errorf("saving an edge: %w", err)
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	invited := slices.DeleteFunc(cloned(edges), func(e Edge) bool { return slices.ContainsFunc(d.edges, e.same) })
+	if slices.EqualFunc(invited, d.invited, func(a, b Edge) bool {
+		return a.same(b) && a.TokenID == b.TokenID && slices.Equal(a.URLs, b.URLs)
+	}) {
+		return nil
+	}
+	return d.writeLocked(d.edges, invited)
 }
 
 // SaveEdge adds an edge, or replaces what is known of the one with its key.
@@ -259,16 +316,16 @@ func (d *Dir) SaveEdge(e Edge) error {
 	} else {
 		edges = append(edges, e)
 	}
-	return d.writeLocked(edges)
+	return d.writeLocked(edges, slices.DeleteFunc(slices.Clone(d.invited), e.same))
 }
 
 // writeLocked puts edges on the disk, and then into memory. The caller holds
 // mu.
-func (d *Dir) writeLocked(edges []Edge) error {
+func (d *Dir) writeLocked(edges, invited []Edge) error {
 	var text bytes.Buffer
 	encoder := json.NewEncoder(&text)
 	encoder.SetIndent("", "  ")
-	if err := encoder.Encode(file{Version: Version, Edges: edges}); err != nil {
+	if err := encoder.Encode(file{Version: Version, Edges: edges, Invited: invited}); err != nil {
 		return fmt.Errorf("saving connector's state: %w", err)
 	}
 	if text.Len() > maxFile {
@@ -277,6 +334,6 @@ func (d *Dir) writeLocked(edges []Edge) error {
 	if err := host.WritePrivate(d.file(fileName), text.Bytes()); err != nil {
 		return fmt.Errorf("saving connector's state: %w", err)
 	}
-	d.edges = edges
+	d.edges, d.invited = edges, invited
 	return nil
 }

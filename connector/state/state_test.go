@@ -98,6 +98,72 @@ func TestEdgesOutliveTheProcess(t *testing.T) {
 	}
 }
 
+// TestInvitedEdgesAreNotForgotten until they have enrolled this connector, or
+// another token is used.
+func TestInvitedEdgesAreNotForgotten(t *testing.T) {
+	path := statePath(t)
+	d := mustOpen(t, path)
+	first, second, third := newEdge(t, "fra1"), newEdge(t, "fra2"), newEdge(t, "fra3")
+	if err := d.Invite([]Edge{first, second}); err != nil {
+		t.Fatal(err)
+	}
+	if len(d.Edges()) != 0 {
+		t.Errorf("edges that only invited are %v", d.Edges())
+	}
+	// No edge knows the key yet.
+	if _, made, err := d.Key(); err != nil || !made {
+		t.Errorf("the first key: made %v, %v", made, err)
+	}
+	if err := d.SaveEdge(first); err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+
+	d = mustOpen(t, path)
+	defer d.Close()
+	if diff := cmp.Diff([]Edge{second}, d.Invited()); diff != "" {
+		t.Error("read back:", diff)
+	}
+	if diff := cmp.Diff([]Edge{first}, d.Edges()); diff != "" {
+		t.Error(diff)
+	}
+	if looked, err := Look(path); err != nil || len(looked) != 1 {
+		t.Errorf("Look = %v, %v", looked, err)
+	}
+	before, err := os.Stat(filepath.Join(path, fileName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Invite([]Edge{first, second}); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := os.Stat(filepath.Join(path, fileName)); err != nil || !os.SameFile(before, after) {
+		t.Errorf("the same token again was written: %v", err)
+	}
+	if err := d.Invite([]Edge{third}); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]Edge{third}, d.Invited()); diff != "" {
+		t.Error("with another token:", diff)
+	}
+}
+
+// TestDamagedKeyOfAnEnrolledConnector: a new key would be nobody's.
+func TestDamagedKeyOfAnEnrolledConnector(t *testing.T) {
+	path := statePath(t)
+	d := mustOpen(t, path)
+	if err := d.SaveEdge(newEdge(t, "fra1")); err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	write(t, filepath.Join(path, KeyName), "hunter2", 0o600)
+	_, err := Open(path)
+	if err == nil || !strings.Contains(err.Error(), "move the whole directory "+path+" away, and start with a new token") ||
+		strings.Contains(err.Error(), "genkey") || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("Open fails with %v", err)
+	}
+}
+
 func TestKeys(t *testing.T) {
 	path := statePath(t)
 	d := mustOpen(t, path)
@@ -186,7 +252,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"good", fileName, text(good), 0o600, ""},
 		{"no edges", fileName, `{"version":1}`, 0o600, ""},
 		{"a field of a later release", fileName, `{"version":1,"colour":"red"}`, 0o600, ""},
-		{"empty", fileName, "", 0o600, "it is damaged (unexpected end of JSON input): restore it, or move it away and enrol again with a new token; leave connector.key where it is"},
+		{"empty", fileName, "", 0o600, "it is damaged (unexpected end of JSON input): restore it, or revoke this connector at the edge (`warren connector revoke NAME`), move the whole directory "},
 		{"cut short", fileName, text(good)[:60], 0o600, "it is damaged ("},
 		{"zeros", fileName, string(make([]byte, 512)), 0o600, "it is damaged ("},
 		{"another file", fileName, `{"name":"x"}`, 0o600, "it is damaged (it has no version)"},
@@ -195,6 +261,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"a bad key", fileName, `{"version":1,"edges":[{"public_key":"x"}]}`, 0o600, "it is damaged (reading a public key: want 44 characters"},
 		{"no key", fileName, text(Edge{Name: "x"}), 0o600, "it is damaged (edge 0: it has no public key)"},
 		{"an edge twice", fileName, text(good, good), 0o600, "it is damaged (edge 1 is there twice)"},
+		{"an invitation without a key", fileName, `{"version":1,"invited":[{}]}`, 0o600, "it is damaged (invited edge 0: it has no public key)"},
 		{"too long", fileName, text(good) + strings.Repeat(" ", maxFile), 0o600, "it is damaged (it is longer than 1048576 bytes)"},
 		{"a later release", fileName, `{"version":2,"edges":{"a":1}}`, 0o600, "it is of a later release (version 2, this one reads 1): install that release"},
 		{"open to all", fileName, text(good), 0o644, "everybody on this machine has access (mode 0644): run chmod 600 "},
@@ -348,22 +415,22 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"version":1,"edges":[null,{}]}`))
 	f.Add([]byte("\x00"))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		edges, err := parse(text)
+		edges, invited, err := parse(text)
 		if err != nil {
 			if strings.Contains(err.Error(), "\n") || len(err.Error()) > 1000 {
 				t.Errorf("the error is no sentence: %q", err)
 			}
 			return
 		}
-		again, err := json.Marshal(file{Version: Version, Edges: edges})
+		again, err := json.Marshal(file{Version: Version, Edges: edges, Invited: invited})
 		if err != nil {
 			if bytes.Contains([]byte(err.Error()), []byte("year")) {
 				return // a time of another calendar
 			}
 			t.Fatal(err)
 		}
-		back, err := parse(again)
-		if err != nil || !slices.EqualFunc(edges, back, func(a, b Edge) bool { return a.same(b) && fmt.Sprint(a.URLs) == fmt.Sprint(b.URLs) }) {
+		back, invitedBack, err := parse(again)
+		if err != nil || len(invitedBack) != len(invited) || !slices.EqualFunc(edges, back, func(a, b Edge) bool { return a.same(b) && fmt.Sprint(a.URLs) == fmt.Sprint(b.URLs) }) {
 			t.Errorf("read back: %v, %v", back, err)
 		}
 	})
