@@ -43,7 +43,8 @@ type Config struct {
 	// LogLevel is the least severe line that the connector writes.
 	LogLevel slog.Level
 
-	doc *strict.Doc
+	doc   *strict.Doc
+	notes []string // see Notes
 }
 
 // file is connector.toml.

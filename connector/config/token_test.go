@@ -46,7 +46,7 @@ func enrol(t *testing.T) string {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	if err := d.SaveEdge(state.Edge{PublicKey: wire.Key{Key: wgtypes.Key{1}}, Confirmed: true}); err != nil {
+	if err := d.SaveEdge(state.Edge{PublicKey: wire.Key{Key: wgtypes.Key{1}}, URLs: []string{"fra1.example.net:51820"}, Confirmed: true}); err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -60,6 +60,7 @@ func TestReadToken(t *testing.T) {
 		enrolled   bool
 		want       string // "": it is read
 		none       bool   // or there is none, and no error
+		note       string // but this, where it is not empty
 	}{
 		{name: "good", text: text, mode: 0o600},
 		{name: "with a newline", text: text + "\r\n", mode: 0o440},
@@ -67,11 +68,16 @@ func TestReadToken(t *testing.T) {
 		{name: "cut short", text: text[:60], mode: 0o600, want: "the token was cut short: copy all of it"},
 		{name: "typo", text: strings.Replace(text, text[30:31], string(text[30]^3), 1), mode: 0o600, want: "the token has a typo"},
 		{name: "of a later release", text: "wrn2_" + text[5:], mode: 0o600, want: "install that release here"},
-		{name: "empty", mode: 0o600, want: "this is not a token"},
+		{name: "empty", mode: 0o600, want: "it is empty: give what `warren token create` prints at the edge"},
+		{name: "blank", text: " \n", mode: 0o600, want: "it is empty"},
 		{name: "another secret", text: "hunter2 hunter2", mode: 0o600, want: "this is not a token"},
 		{name: "missing", want: "no such file or directory: write into it, with mode 0600, what `warren token create` prints at the edge"},
 		{name: "missing, and needed no more", enrolled: true, none: true},
-		{name: "damaged, and needed no more", text: "hunter2 hunter2", mode: 0o600, enrolled: true, want: "this is not a token"},
+		{name: "damaged, and needed no more", text: "hunter2 hunter2", mode: 0o600, enrolled: true, none: true, note: "this is not a token"},
+		{name: "empty, and needed no more", mode: 0o600, enrolled: true, none: true, note: "it is empty"},
+		{name: "cut short, and needed no more", text: text[:60], mode: 0o600, enrolled: true, none: true, note: "the token was cut short"},
+		{name: "open to all, and needed no more", text: text, mode: 0o644, enrolled: true, none: true, note: "everybody on this machine has access"},
+		{name: "good, and needed no more", text: text, mode: 0o600, enrolled: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "token")
@@ -84,6 +90,13 @@ func TestReadToken(t *testing.T) {
 				cfg.Spec.StateDir = enrol(t)
 			}
 			err := cfg.ReadToken()
+			notes := strings.Join(cfg.Notes(), "\n")
+			if (notes == "") != (tt.note == "") || !strings.Contains(notes, tt.note) || strings.Contains(notes, "hunter2") {
+				t.Errorf("it notes %q, want %q", notes, tt.note)
+			}
+			if tt.note != "" && !strings.HasSuffix(notes, "; not used: this connector has enrolled with edge fra1.example.net:51820") {
+				t.Errorf("it notes %q, and not with whom it has enrolled", notes)
+			}
 			if tt.want == "" {
 				if err != nil || (len(cfg.Spec.Token.Edges) == 0) != tt.none || !tt.none && cfg.Spec.Token.ID != token.ID {
 					t.Errorf("ReadToken = %v, %v", cfg.Spec.Token, err)
@@ -92,6 +105,9 @@ func TestReadToken(t *testing.T) {
 			}
 			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.HasPrefix(err.Error(), fmt.Sprintf("reading a token from file %q: ", path)) {
 				t.Fatalf("ReadToken fails with %v, want %q", err, tt.want)
+			}
+			if errors.Is(err, ErrBadToken) != (tt.mode == 0o600) {
+				t.Errorf("%v is an ErrBadToken: %v", err, errors.Is(err, ErrBadToken))
 			}
 			if len(tt.text) > 20 && strings.Contains(err.Error(), tt.text[len(tt.text)-20:]) || strings.Contains(err.Error(), "hunter2") {
 				t.Errorf("the error holds the file's text: %v", err)
@@ -106,6 +122,34 @@ func TestReadToken(t *testing.T) {
 				t.Errorf("Check finds %v", err)
 			}
 		})
+	}
+}
+
+// TestTokenFileThatIsNoFile: a pipe, as a shell's <(command) is one, and what
+// nobody should be told to change the mode of.
+func TestTokenFileThatIsNoFile(t *testing.T) {
+	token, text := newToken(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := w.WriteString(text + "\n"); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	cfg := Default(home)
+	cfg.Spec.StateDir = filepath.Join(t.TempDir(), "none")
+	cfg.TokenFile = fmt.Sprintf("/dev/fd/%d", r.Fd())
+	if err := cfg.ReadToken(); err != nil || cfg.Spec.Token.ID != token.ID {
+		t.Errorf("a pipe: %v, %v", cfg.Spec.Token, err)
+	}
+	for path, want := range map[string]string{os.TempDir(): "it is a directory", os.DevNull: "it is no regular file"} {
+		cfg := Default(home)
+		cfg.Spec.StateDir, cfg.TokenFile = filepath.Join(t.TempDir(), "none"), path
+		if err := cfg.ReadToken(); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "chmod") || errors.Is(err, ErrBadToken) {
+			t.Errorf("%s: %v", path, err)
+		}
 	}
 }
 
