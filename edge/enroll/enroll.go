@@ -48,6 +48,7 @@ type Registry struct {
 	now     func() time.Time
 	log     *slog.Logger
 	self    wgtypes.Key // this edge's public key
+	started time.Time   // when New made it
 	metrics metrics
 
 	// changing is held through each change: the store's fsync, what the tunnel
@@ -82,7 +83,7 @@ func New(spec Spec, deps Deps) (*Registry, error) {
 		return nil, err
 	}
 	r := &Registry{
-		store: deps.Store, peers: deps.Peers, now: deps.Now, log: deps.Log, self: deps.PublicKey,
+		store: deps.Store, peers: deps.Peers, now: deps.Now, log: deps.Log, self: deps.PublicKey, started: deps.Now().UTC(),
 		tokens:     make(map[string]*token),
 		bootstraps: make(map[wgtypes.Key]*token),
 		connectors: make(map[string]*connector),

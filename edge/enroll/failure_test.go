@@ -64,6 +64,9 @@ func TestAFailingStoreChangesNothing(t *testing.T) {
 		{"register in a place that is free", func(t *testing.T, s scene) {
 			s.setAlive("ephemeral", false)
 			defer s.setAlive("ephemeral", true)
+			s.store.fail(nil, 0)
+			s.absent(brief)
+			s.store.fail(full, 0)
 			_, r := s.register(s.spare, newKey(), "ephemeral")
 			unavailable(t, r)
 		}},

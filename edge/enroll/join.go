@@ -31,13 +31,14 @@ func (r *Registry) enroll(bootstrap wgtypes.Key, req wire.EnrollRequest) (wire.E
 		r.mu.Lock()
 		c.registered = now // its time to confirm begins anew
 		r.mu.Unlock()
+		c.missed = time.Time{} // it is about to call
 		r.metrics.enrolled(ResultRepeated)
 		return r.answer(c, now), nil
 	}
 	if refusal := r.checkNew(t, req, now); refusal != nil {
 		return wire.EnrollAnswer{}, refusal
 	}
-	name, gone := r.choose(t, req)
+	name, gone := r.choose(t, req, now)
 	c := &connector{registered: now, rec: connectorRecord{
 		Name: name, Network: t.rec.Network, Routes: t.rec.Routes, Key: req.PublicKey, KeySince: now,
 		Token: t.rec.ID, Ephemeral: t.rec.Ephemeral, Hostname: clean(req.Hostname, wire.MaxName), Pending: true,

@@ -20,7 +20,9 @@ type oracle struct {
 	tokyo  bool // the network is there; berlin always is
 	tokens []*oracleToken
 	conns  []*oracleConn
-	denied map[wgtypes.Key]bool
+
+	started time.Time // the registry
+	denied  map[wgtypes.Key]bool
 }
 
 type oracleToken struct {
@@ -38,7 +40,7 @@ type oracleConn struct {
 	key, next          wgtypes.Key
 	token              *oracleToken
 	pending            bool
-	registered, absent time.Time
+	registered, missed time.Time
 	dead, rotate       bool
 	draining           bool
 	routes             string
@@ -101,7 +103,7 @@ func (o *oracle) enroll(t *oracleToken, key wgtypes.Key, name string, broken boo
 	case !o.there(t.network):
 		return "", wire.CodeNotAllowed
 	case c != nil && c.token == t:
-		c.registered = o.now
+		c.registered, c.missed = o.now, time.Time{}
 		return c.name, ""
 	case t.spent:
 		return "", wire.CodeSpent
@@ -119,7 +121,7 @@ func (o *oracle) enroll(t *oracleToken, key wgtypes.Key, name string, broken boo
 	base := name
 	for i := 2; ; i++ {
 		c := o.named(name)
-		if c != nil && t.ephemeral && c.token == t && !c.pending && c.dead {
+		if c != nil && t.ephemeral && c.token == t && !c.pending && o.gone(c) {
 			o.drop(c)
 			c = nil
 		}
@@ -130,6 +132,11 @@ func (o *oracle) enroll(t *oracleToken, key wgtypes.Key, name string, broken boo
 	}
 	o.conns = append(o.conns, &oracleConn{name: name, key: key, token: t, pending: true, registered: o.now, routes: "10.0.0.0/16"})
 	return name, ""
+}
+
+// gone reports whether an ephemeral connector's name is free.
+func (o *oracle) gone(c *oracleConn) bool {
+	return c.dead && !c.missed.IsZero() && o.now.Sub(c.missed) >= brief && o.now.Sub(o.started) >= brief
 }
 
 func (o *oracle) sync(key wgtypes.Key, broken bool) wire.Code {
@@ -179,10 +186,10 @@ func (o *oracle) sweep() {
 			}
 		case !c.token.ephemeral:
 		case !c.dead && o.there(c.token.network):
-			c.absent = time.Time{}
-		case c.absent.IsZero():
-			c.absent = o.now
-		case o.now.Sub(c.absent) >= absence:
+			c.missed = time.Time{}
+		case c.missed.IsZero():
+			c.missed = o.now
+		case o.now.Sub(c.missed) >= absence:
 			o.drop(c)
 		}
 	}
@@ -362,8 +369,10 @@ func (p *play) rare(broken bool) string {
 		p.store.fail(nil, 0)
 		p.restart()
 		for _, c := range p.o.conns {
-			c.registered, c.absent, c.dead, c.draining = p.o.now, time.Time{}, false, false
+			c.registered, c.missed, c.draining = p.o.now, time.Time{}, false
 		}
+		p.o.started = p.o.now
+		p.tell()
 		return "restart"
 	case 7, 8:
 		if c == nil || !p.o.there(c.token.network) {
@@ -421,7 +430,7 @@ func TestRandomOperationsAgainstAnOracle(t *testing.T) {
 		seed := rand.Uint64()
 		t.Run(fmt.Sprint(i), func(t *testing.T) {
 			w := newWorld(t)
-			p := &play{world: w, t: t, rand: rand.New(rand.NewPCG(seed, 0)), o: &oracle{now: w.clock.Now(), tokyo: true, denied: map[wgtypes.Key]bool{}}}
+			p := &play{world: w, t: t, rand: rand.New(rand.NewPCG(seed, 0)), o: &oracle{now: w.clock.Now(), started: w.clock.Now(), tokyo: true, denied: map[wgtypes.Key]bool{}}}
 			for range 12 {
 				p.keys = append(p.keys, newKey())
 			}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"strings"
+	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
@@ -69,25 +70,16 @@ func reserve(specs ...*Spec) reserved {
 // choose finds the name for a joiner: the token's, else the one that it asks
 // for, else its hostname; where that is taken, with -2, -3 and so on. One that
 // is held by an absent connector of the same ephemeral token is free: gone is
-// that connector.
-func (r *Registry) choose(t *token, req wire.EnrollRequest) (name string, gone *connector) {
+// that connector. The caller holds changing.
+func (r *Registry) choose(t *token, req wire.EnrollRequest, now time.Time) (name string, gone *connector) {
 	base := cmp.Or(t.rec.Name, req.Name, nameOf(req.Hostname), "connector")
 	name = base
 	for i := 2; r.taken(name); i++ {
-		if c := r.connectors[name]; c != nil && r.replaceable(c, t) {
+		if c := r.connectors[name]; c != nil && r.replaceable(c, t, now) {
 			return name, c
 		}
 		suffix := fmt.Sprintf("-%d", i)
 		name = base[:min(len(base), maxName-len(suffix))] + suffix
 	}
 	return name, nil
-}
-
-// replaceable reports whether a joiner with t takes the place of c.
-func (r *Registry) replaceable(c *connector, t *token) bool {
-	if c.declared || c.rec.Pending || !c.rec.Ephemeral || c.rec.Token != t.rec.ID {
-		return false
-	}
-	state, ok := r.peers.State(c.rec.Name)
-	return !ok || !state.Alive
 }

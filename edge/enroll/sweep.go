@@ -10,8 +10,6 @@ import (
 
 const (
 	sweepEvery = time.Second
-	// absence is how long an ephemeral connector may be away.
-	absence = 10 * time.Minute
 	// maxEndedTokens is how many ended tokens are remembered; beyond that the
 	// first to end are forgotten before their time.
 	maxEndedTokens = 10_000
@@ -75,11 +73,8 @@ func (r *Registry) dueConnectors(now time.Time) map[*connector]string {
 				gone[c] = "its key did not call in time"
 			}
 		case c.rec.Ephemeral:
-			if state, _ := r.peers.State(c.rec.Name); state.Alive {
-				c.absent = time.Time{}
-			} else if c.absent.IsZero() {
-				c.absent = now
-			} else if now.Sub(c.absent) >= absence {
+			r.miss(c, now)
+			if !c.missed.IsZero() && now.Sub(c.missed) >= absence {
 				gone[c] = "it is ephemeral, and was absent for 10 minutes"
 			}
 		}

@@ -43,8 +43,7 @@ func TestRollingRestartOfEphemeralReplicas(t *testing.T) {
 	for i := range 10 {
 		name := fmt.Sprintf("web-%d", i)
 		w.setAlive(name, false)
-		w.clock.pass(5 * time.Second)
-		w.Sweep()
+		w.absent(brief)
 		if i%2 == 1 {
 			name = fmt.Sprintf("app-%d", i)
 		}
@@ -64,10 +63,7 @@ func TestRollingRestartOfEphemeralReplicas(t *testing.T) {
 	if n := len(w.Connectors()); n != 15 {
 		t.Errorf("%d connectors, want 10 that live and 5 that are gone", n)
 	}
-	for range 10 * 60 {
-		w.clock.pass(time.Second)
-		w.Sweep()
-	}
+	w.absent(absence)
 	if n := len(w.Connectors()); n != 10 {
 		t.Errorf("%d connectors after 10 minutes, want 10", n)
 	}
@@ -134,16 +130,19 @@ func TestReplicasOfOneNameTakeThePlacesOfThoseGone(t *testing.T) {
 		}
 	}
 	w.setAlive("web-2", false)
+	w.absent(brief)
 	pending := newKey()
 	if answer, refusal := w.register(token, pending, ""); refusal != nil || answer.Name != "web-2" {
 		t.Errorf("called %q (%v), want web-2", answer.Name, refusal)
 	}
 	w.setAlive("web-2", false) // it has not called yet: its place is its own
+	w.absent(brief)
 	if answer, refusal := w.register(token, newKey(), ""); refusal != nil || answer.Name != "web-4" {
 		t.Errorf("called %q (%v), want web-4", answer.Name, refusal)
 	}
 	w.check()
 	w.setAlive("web-3", false)
+	w.absent(brief)
 	if err := w.Drain("web-3", false); err != nil {
 		t.Fatal(err)
 	}

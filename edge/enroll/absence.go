@@ -1,0 +1,40 @@
+package enroll
+
+import "time"
+
+const (
+	// absence is how long an ephemeral connector may be away.
+	absence = 10 * time.Minute
+	// brief is how long it may be silent before that is an absence at all:
+	// until then its name is its own, for it lives on behind a loss of some
+	// seconds, and an edge that has restarted waits for all of its connectors.
+	// Who comes in its place sooner gets a name with -2, as with other tokens.
+	brief = 30 * time.Second
+)
+
+// miss looks for a sweep whether the tunnel hears an ephemeral connector, and
+// keeps since when it does not. It counts from the first sweep that misses it,
+// not from the last that heard it: between the two this process may have been
+// stopped.
+func (r *Registry) miss(c *connector, now time.Time) {
+	state, _ := r.peers.State(c.rec.Name)
+	switch {
+	case state.Alive:
+		c.missed = time.Time{}
+	case c.missed.IsZero():
+		c.missed = now
+	}
+}
+
+// replaceable reports whether a joiner with t takes the place of c: one of the
+// same ephemeral token that is absent, and that this process would have heard
+// by now.
+func (r *Registry) replaceable(c *connector, t *token, now time.Time) bool {
+	if c.declared || c.rec.Pending || !c.rec.Ephemeral || c.rec.Token != t.rec.ID {
+		return false
+	}
+	if state, _ := r.peers.State(c.rec.Name); state.Alive || c.missed.IsZero() {
+		return false
+	}
+	return now.Sub(c.missed) >= brief && now.Sub(r.started) >= brief
+}
