@@ -55,7 +55,7 @@ expired or revoked, or the connector is revoked.`,
 	c.Flags().StringVar(&flags.name, "name", "", "`name` that it asks for (default: the config's, else the host's)")
 	flags.logFlag(c)
 	runs(c, false, func(ctx context.Context, s *signals) error {
-		cfg, err := flags.load(c, p)
+		cfg, err := flags.load(ctx, c, p)
 		if err != nil {
 			return err
 		}
@@ -74,7 +74,7 @@ expired or revoked, or the connector is revoked.`,
 
 // load returns the config that the flags, the environment and the files make.
 // No file is needed where there is a token, or where it has enrolled before.
-func (f *connectorFlags) load(c *cobra.Command, p *program) (*connectorconfig.Config, error) {
+func (f *connectorFlags) load(ctx context.Context, c *cobra.Command, p *program) (*connectorconfig.Config, error) {
 	cfg, paths := connectorconfig.Default(p.env), f.given("connector")
 	if paths != nil {
 		var err error
@@ -84,7 +84,7 @@ func (f *connectorFlags) load(c *cobra.Command, p *program) (*connectorconfig.Co
 	}
 	cfg.Spec.StateDir = cmp.Or(f.stateDir, p.env("WARREN_STATE_DIR"), cfg.Spec.StateDir)
 	cfg.Spec.Name = cmp.Or(f.name, cfg.Spec.Name)
-	if err := f.token.read(c, p, cfg); err != nil {
+	if err := f.token.read(ctx, c, p, cfg); err != nil {
 		return nil, err
 	}
 	if _, err := os.Stat(cfg.Spec.StateDir); paths == nil && len(cfg.Spec.Token.Edges) == 0 && errors.Is(err, fs.ErrNotExist) {

@@ -2,12 +2,16 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	connectorconfig "github.com/warrenmesh/warren/connector/config"
 	"github.com/warrenmesh/warren/host"
@@ -28,8 +32,8 @@ func (g *givenToken) add(c *cobra.Command) {
 
 // read gives cfg the token: a flag comes before the environment, and that
 // before the config. The environment has none afterwards, so that no child has
-// it.
-func (g *givenToken) read(c *cobra.Command, p *program, cfg *connectorconfig.Config) error {
+// it. What keeps read waiting, as a pipe does, ends with ctx.
+func (g *givenToken) read(ctx context.Context, c *cobra.Command, p *program, cfg *connectorconfig.Config) error {
 	inEnvironment := p.env(tokenVariable)
 	p.unsetenv(tokenVariable)
 	flag, file := c.Flags().Changed("token"), c.Flags().Changed("token-file")
@@ -39,9 +43,9 @@ func (g *givenToken) read(c *cobra.Command, p *program, cfg *connectorconfig.Con
 	case flag:
 		return useToken(cfg, g.text, "--token")
 	case file && g.file == "-":
-		text, err := firstLine(p.stdin)
+		text, err := p.pastedToken(ctx)
 		if err != nil {
-			return err
+			return fmt.Errorf("reading a token from standard input: %w", err)
 		}
 		return useToken(cfg, text, "standard input")
 	case file:
@@ -49,41 +53,110 @@ func (g *givenToken) read(c *cobra.Command, p *program, cfg *connectorconfig.Con
 	case inEnvironment != "":
 		return useToken(cfg, inEnvironment, tokenVariable)
 	}
+	return p.readTokenFile(ctx, cfg)
+}
+
+// pastedToken reads a token from standard input, and asks for it where a
+// person is there.
+func (p *program) pastedToken(ctx context.Context) (string, error) {
+	f, ok := p.stdin.(*os.File)
+	if !ok {
+		return firstLine(p.stdin)
+	}
+	if isTerminal(f) {
+		fmt.Fprintln(p.stderr, "paste the token, then Ctrl-D or Enter")
+		return firstLine(newWaitingReader(ctx, f, func() {}))
+	}
+	return firstLine(newWaitingReader(ctx, f, p.tellWaiting("standard input")))
+}
+
+// tellWaiting is for a reader that waits for a token.
+func (p *program) tellWaiting(from string) func() {
+	return func() { fmt.Fprintf(p.stderr, "warren: waiting for a token from %s\n", from) }
+}
+
+// readTokenFile gives cfg the token of its TokenFile, if it has one.
+func (p *program) readTokenFile(ctx context.Context, cfg *connectorconfig.Config) error {
+	from := fmt.Sprintf("file %q", cfg.TokenFile)
+	if info, err := os.Stat(cfg.TokenFile); err == nil && info.Mode()&fs.ModeNamedPipe != 0 {
+		text, err := p.readFIFO(ctx, cfg.TokenFile, info.Mode().Perm())
+		if err != nil {
+			return fmt.Errorf("reading a token from %s: %w", from, err)
+		}
+		return useToken(cfg, text, from)
+	}
 	err := cfg.ReadToken()
 	if err != nil {
 		// What can be read and is no token stays none.
-		if _, unread := host.ReadPrivate(cfg.TokenFile, 1); unread == nil {
-			return &uselessError{err}
+		if text, unread := host.ReadPrivate(cfg.TokenFile, maxTokenInput); unread == nil {
+			return badToken(string(text), from, err)
 		}
 	}
 	return err
 }
 
-// useToken takes a token from its text. The same text is refused again.
+// readFIFO reads a token from a FIFO, as a shell's <(…) is one. Others may not
+// read along, as host.ReadPrivate has it.
+func (p *program) readFIFO(ctx context.Context, path string, perm fs.FileMode) (string, error) {
+	if perm&0o007 != 0 {
+		return "", fmt.Errorf("everybody on this machine has access (mode %04o): run chmod 600 %s", perm, path)
+	}
+	// Opening it would wait for a writer else (fifo(7)).
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = f.Close() }()
+	return firstLine(newWaitingReader(ctx, f, p.tellWaiting(fmt.Sprintf("file %q", path))))
+}
+
+// useToken takes a token from its text.
 func useToken(cfg *connectorconfig.Config, text, from string) error {
 	if err := cfg.UseToken(text, from); err != nil {
-		return &uselessError{err}
+		return badToken(text, from, err)
 	}
 	return nil
+}
+
+// Marks that come along with a token which is copied out of a file.
+const (
+	byteOrderMark = "\ufeff"
+	quotes        = "\"'`\u2018\u2019\u201c\u201d"
+	aroundToken   = " \t\r\n" + byteOrderMark + quotes
+)
+
+// badToken is err, what is wrong with a token's text, and what may be the cause
+// of it. The same text is refused again.
+func badToken(text, from string, err error) error {
+	text = strings.TrimSpace(text)
+	switch {
+	case strings.Trim(text, aroundToken) == "":
+		err = fmt.Errorf("reading a token from %s: it is empty: give what `warren token create` prints at the edge", from)
+	case strings.HasPrefix(text, byteOrderMark):
+		err = fmt.Errorf("%w; it begins with a byte order mark: write it without the mark", err)
+	case strings.Trim(text, quotes) != text:
+		err = fmt.Errorf("%w; write it without the quotes", err)
+	}
+	return &uselessError{err}
 }
 
 // maxTokenInput is more than a token and what is around it have.
 const maxTokenInput = 16 << 10
 
-// firstLine returns the first line that is not blank: a person pastes it and
-// presses Enter.
+// firstLine returns the first line that is not blank, "" where there is none:
+// a person pastes it and presses Enter.
 func firstLine(r io.Reader) (string, error) {
-	lines := bufio.NewReader(io.LimitReader(r, maxTokenInput))
+	lines := bufio.NewReaderSize(io.LimitReader(r, maxTokenInput), maxTokenInput)
 	for {
 		line, err := lines.ReadString('\n')
-		if line = strings.TrimSpace(line); line != "" {
+		if line = strings.TrimSpace(line); line != "" && (err == nil || errors.Is(err, io.EOF)) {
 			return line, nil
 		}
 		switch {
 		case errors.Is(err, io.EOF):
-			return "", errors.New("reading a token from standard input: there is none")
+			return "", nil
 		case err != nil:
-			return "", fmt.Errorf("reading a token from standard input: %w", err)
+			return "", err
 		}
 	}
 }

@@ -22,7 +22,7 @@ func readToken(t *testing.T, stdin string, env map[string]string, args ...string
 		t.Fatal(err)
 	}
 	getenv := func(key string) string { return env[key] }
-	return given.read(c, &program{
+	return given.read(t.Context(), c, &program{
 		env: getenv, unsetenv: func(key string) { delete(env, key) }, stdin: strings.NewReader(stdin),
 	}, connectorconfig.Default(getenv))
 }
@@ -31,11 +31,15 @@ func readToken(t *testing.T, stdin string, env map[string]string, args ...string
 // is a token. Whatever is taken, the environment has no token afterwards.
 func TestReadToken(t *testing.T) {
 	const wrong, newer, short = "hunter2", "wrn2_AAAA", "wrn1_"
-	const isWrong, isNewer, isShort = "not a token", "later release", "cut short"
+	const isWrong, isNewer, isShort, isEmpty = "not a token", "later release", "cut short", "is empty"
 	dir := t.TempDir()
 	file, open := filepath.Join(dir, "token"), filepath.Join(dir, "open")
-	for path, mode := range map[string]os.FileMode{file: 0o600, open: 0o644} {
-		if err := os.WriteFile(path, []byte(newer+"\n"), mode); err != nil {
+	empty, quoted := filepath.Join(dir, "empty"), filepath.Join(dir, "quoted")
+	for _, f := range []struct {
+		path, text string
+		mode       os.FileMode
+	}{{file, newer + "\n", 0o600}, {open, newer + "\n", 0o644}, {empty, " \n", 0o600}, {quoted, "'" + newer + "'\n", 0o600}} {
+		if err := os.WriteFile(f.path, []byte(f.text), f.mode); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -47,16 +51,20 @@ func TestReadToken(t *testing.T) {
 	}{
 		{"the environment", "", nil, exitRefused, "WARREN_TOKEN", isWrong},
 		{"a flag", "", []string{"--token", newer}, exitRefused, "--token", isNewer},
-		{"an empty flag", "", []string{"--token", ""}, exitRefused, "--token", isWrong},
+		{"an empty flag", "", []string{"--token", ""}, exitRefused, "--token", isEmpty},
 		{"a file", "", []string{"--token-file", file}, exitRefused, file, isNewer},
 		{"standard input", "\n  " + newer + " \n" + short, []string{"--token-file", "-"}, exitRefused, "standard input", isNewer},
 		{"standard input without an end of line", short, []string{"--token-file", "-"}, exitRefused, "standard input", isShort},
+		{"an empty file", "", []string{"--token-file", empty}, exitRefused, empty, isEmpty},
+		{"a quoted flag", "", []string{"--token", `"` + newer + `"`}, exitRefused, "--token", "without the quotes"},
+		{"a quoted file", "", []string{"--token-file", quoted}, exitRefused, quoted, "without the quotes"},
+		{"a byte order mark", byteOrderMark + newer, []string{"--token-file", "-"}, exitRefused, "standard input", "without the mark"},
 		{"two flags", "", []string{"--token", wrong, "--token-file", file}, exitUsage, "--token and --token-file", "exclude each other"},
 		{"no file", "", []string{"--token-file", filepath.Join(dir, "none")}, exitFailed, `none"`, "warren token create"},
 		{"a file that others can read", "", []string{"--token-file", open}, exitFailed, `open"`, "run chmod 600"},
 		{"a directory", "", []string{"--token-file", dir}, exitFailed, "file", dir},
-		{"nothing on standard input", " \n\n", []string{"--token-file", "-"}, exitFailed, "standard input", "there is none"},
-		{"white space without end", strings.Repeat(" ", 2*maxTokenInput), []string{"--token-file", "-"}, exitFailed, "standard input", "there is none"},
+		{"nothing on standard input", " \n\n", []string{"--token-file", "-"}, exitRefused, "standard input", isEmpty},
+		{"white space without end", strings.Repeat(" ", 2*maxTokenInput), []string{"--token-file", "-"}, exitRefused, "standard input", isEmpty},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			env := map[string]string{"WARREN_TOKEN": wrong, "WARREN_STATE_DIR": "kept"}
