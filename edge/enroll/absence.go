@@ -10,13 +10,17 @@ const (
 	// seconds, and an edge that has restarted waits for all of its connectors.
 	// Who comes in its place sooner gets a name with -2, as with other tokens.
 	brief = 30 * time.Second
+	// callIn is how long after its start an edge forgets nobody, so that those
+	// can call who could not while it was down. A connector tries that again
+	// every 30 seconds at the latest.
+	callIn = time.Minute
 )
 
 // miss looks for a sweep whether the tunnel hears an ephemeral connector, and
 // keeps since when it does not. It counts from the first sweep that misses it,
 // not from the last that heard it: between the two this process may have been
-// stopped.
-func (r *Registry) miss(c *connector, now time.Time) {
+// stopped. It reports whether that is too long.
+func (r *Registry) miss(c *connector, now time.Time) (gone bool) {
 	state, _ := r.peers.State(c.rec.Name)
 	switch {
 	case state.Alive:
@@ -24,6 +28,19 @@ func (r *Registry) miss(c *connector, now time.Time) {
 	case c.missed.IsZero():
 		c.missed = now
 	}
+	return !c.missed.IsZero() && now.Sub(c.missed) >= absence && now.Sub(r.started) >= callIn
+}
+
+// noteAbsence gives the record that c needs in the store, for its absence to go
+// on over a restart, if that is another: once it is absent, and once it is
+// back.
+func (c *connector) noteAbsence(now time.Time) (rec connectorRecord, changed bool) {
+	rec = c.rec
+	rec.AbsentSince = time.Time{}
+	if !c.missed.IsZero() && now.Sub(c.missed) >= brief {
+		rec.AbsentSince = c.missed
+	}
+	return rec, !rec.AbsentSince.Equal(c.rec.AbsentSince)
 }
 
 // replaceable reports whether a joiner with t takes the place of c: one of the

@@ -67,7 +67,7 @@ type connector struct {
 	revision   uint64
 	registered time.Time // since when a pending one may sync
 
-	missed time.Time // since when sweeps miss an ephemeral one; guarded by changing alone
+	missed time.Time // since when sweeps miss an ephemeral one, also those before a restart; guarded by changing alone
 
 	// Syncs write these, with mu alone.
 	hold     *hold // the latest that waits, or has given up

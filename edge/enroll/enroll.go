@@ -136,6 +136,9 @@ func (r *Registry) load(tx Tx) error {
 		if err := decode(&c.rec); err != nil {
 			return fmt.Errorf("reading connector %q: %w", name, err)
 		}
+		if c.missed = c.rec.AbsentSince; c.missed.After(now) { // the clock went back
+			c.missed = now
+		}
 		r.addConnector(c)
 		return nil
 	})

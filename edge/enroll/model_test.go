@@ -41,6 +41,7 @@ type oracleConn struct {
 	token              *oracleToken
 	pending            bool
 	registered, missed time.Time
+	stored             time.Time // of missed
 	dead, rotate       bool
 	draining           bool
 	routes             string
@@ -186,11 +187,14 @@ func (o *oracle) sweep() {
 			}
 		case !c.token.ephemeral:
 		case !c.dead && o.there(c.token.network):
-			c.missed = time.Time{}
+			c.missed, c.stored = time.Time{}, time.Time{}
 		case c.missed.IsZero():
 			c.missed = o.now
-		case o.now.Sub(c.missed) >= absence:
+			c.stored = time.Time{}
+		case o.now.Sub(c.missed) >= absence && o.now.Sub(o.started) >= callIn:
 			o.drop(c)
+		case o.now.Sub(c.missed) >= brief:
+			c.stored = c.missed
 		}
 	}
 }
@@ -369,7 +373,7 @@ func (p *play) rare(broken bool) string {
 		p.store.fail(nil, 0)
 		p.restart()
 		for _, c := range p.o.conns {
-			c.registered, c.missed, c.draining = p.o.now, time.Time{}, false
+			c.registered, c.missed, c.draining = p.o.now, c.stored, false
 		}
 		p.o.started = p.o.now
 		p.tell()

@@ -72,6 +72,9 @@ type connectorRecord struct {
 	Hostname  string         `json:"hostname,omitempty"`
 	Pending   bool           `json:"pending,omitempty"`
 	Enrolled  time.Time      `json:"enrolled,omitzero"`
+	// AbsentSince is of an ephemeral one that has been silent for longer than
+	// brief.
+	AbsentSince time.Time `json:"absent_since,omitzero"`
 }
 
 // denialRecord is a key that is refused for ever.

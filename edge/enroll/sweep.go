@@ -36,8 +36,12 @@ func (r *Registry) Sweep() {
 	r.changing.Lock()
 	defer r.changing.Unlock()
 	now := r.now().UTC()
-	gone, tokens := r.dueConnectors(now), r.dueTokens(now)
+	gone, noted := r.dueConnectors(now)
+	tokens := r.dueTokens(now)
 	var writes []write
+	for _, rec := range noted {
+		writes = append(writes, rec.write())
+	}
 	for c := range gone {
 		writes = append(writes, write{kindConnector, c.rec.Name, nil})
 	}
@@ -45,11 +49,14 @@ func (r *Registry) Sweep() {
 		writes = append(writes, write{kindToken, t.rec.ID, nil})
 	}
 	if len(writes) > 0 {
-		err := r.commit("forgetting what has ended", writes...)
+		err := r.commit("noting who is absent and what has ended", writes...)
 		if err != nil && !r.sweepFailed {
 			r.log.Error(err.Error())
 		}
 		if r.sweepFailed = err != nil; err == nil {
+			for c, rec := range noted {
+				r.replace(c, rec)
+			}
 			for c, why := range gone {
 				r.forget(c, why)
 			}
@@ -63,9 +70,10 @@ func (r *Registry) Sweep() {
 	r.ask(now)
 }
 
-// dueConnectors are those that have to go, and why.
-func (r *Registry) dueConnectors(now time.Time) map[*connector]string {
-	gone := make(map[*connector]string)
+// dueConnectors are those that have to go, and why; and the records of those
+// whose absence has begun or ended.
+func (r *Registry) dueConnectors(now time.Time) (gone map[*connector]string, noted map[*connector]connectorRecord) {
+	gone, noted = make(map[*connector]string), make(map[*connector]connectorRecord)
 	for _, c := range r.connectors {
 		switch {
 		case c.rec.Pending:
@@ -73,13 +81,14 @@ func (r *Registry) dueConnectors(now time.Time) map[*connector]string {
 				gone[c] = "its key did not call in time"
 			}
 		case c.rec.Ephemeral:
-			r.miss(c, now)
-			if !c.missed.IsZero() && now.Sub(c.missed) >= absence {
+			if r.miss(c, now) {
 				gone[c] = "it is ephemeral, and was absent for 10 minutes"
+			} else if rec, changed := c.noteAbsence(now); changed {
+				noted[c] = rec
 			}
 		}
 	}
-	return gone
+	return gone, noted
 }
 
 // dueTokens are those that nobody needs to be told of any more.
