@@ -136,7 +136,21 @@ func (r *Registry) named(doing, name string) (*connector, error) {
 			return nil, fail(Refused, "%s: it was revoked on %s: give it a new key, in edge.toml too", doing, date(at.rec.When))
 		}
 	}
+	if when, ok := r.revoked(name); ok {
+		return nil, fail(Refused, "%s: it was revoked on %s: enrol it anew, with a new key and a new token", doing, date(when))
+	}
 	return nil, fail(NotFound, "%s: there is none of that name: %s", doing, list("this edge has", slices.Sorted(maps.Keys(r.connectors))))
+}
+
+// revoked tells when the latest connector of that name was revoked. The caller
+// holds changing.
+func (r *Registry) revoked(name string) (when time.Time, ok bool) {
+	for _, d := range r.denials {
+		if d.rec.Name == name && (!ok || d.rec.When.After(when)) {
+			when, ok = d.rec.When, true
+		}
+	}
+	return when, ok
 }
 
 // list names the first few of names.

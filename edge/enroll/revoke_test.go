@@ -48,9 +48,43 @@ func TestRevoke(t *testing.T) {
 			t.Error("it is told for longer than 7 days")
 		}
 		told("for ever, had it a way to ask")
-		wantError(t, w.Revoke("berlin-1"), NotFound, `"berlin-1"`, "none")
+		wantError(t, w.Revoke("berlin-2"), NotFound, `"berlin-2"`, "none")
 		wantError(t, w.Revoke(""), NotFound)
 	})
+}
+
+func TestWhatWasRevokedIsSaidToBe(t *testing.T) {
+	w := newWorld(t)
+	for range 2 { // two of that name, one after the other
+		w.clock.pass(time.Hour)
+		_, token := w.token()
+		w.enrolled(token, "web")
+		if err := w.Revoke("web"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.clock.pass(time.Hour)
+	said := func() {
+		t.Helper()
+		for what, err := range map[string]error{
+			"revoke": w.Revoke("web"), "grant": w.Grant("web", prefixes("10.7.0.0/16")), "rotate": w.Rotate("web"), "drain": w.Drain("web", false),
+		} {
+			t.Log(what)
+			wantError(t, err, Refused, `"web"`, "was revoked on 2026-11-22 07:13:02 UTC", "a new token")
+		}
+		w.check()
+	}
+	said()
+	w.restart()
+	said()
+	w.clock.pass(tellFor)
+	w.Sweep()
+	said()
+	_, token := w.token()
+	w.enrolled(token, "web")
+	if err := w.Drain("web", false); err != nil {
+		t.Errorf("another of that name: %v", err)
+	}
 }
 
 func TestRevokingAPendingConnector(t *testing.T) {
