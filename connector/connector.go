@@ -116,7 +116,10 @@ type Connector struct {
 
 	warned sync.Once // of a state directory that will not last
 
-	mu     sync.Mutex
+	mu      sync.Mutex
+	serving int                // edges that are neither given up nor left
+	alone   context.CancelFunc // called when there is none any more; made by Run
+
 	edges  []*edge     // replaced by Run once
 	tunnel Tunnel      // nil before Run has opened it
 	key    wgtypes.Key // private; zero before Run
@@ -163,8 +166,8 @@ func Run(ctx context.Context, spec Spec, deps Deps) error {
 // was forced while flows lived, and another error where it could not start.
 //
 // An edge that refuses this connector for good is left alone, and one that
-// drains it is left in order; the others do not notice. When no edge is
-// left, Run returns nil where the operator of one drained it, and else an
+// drains it is left in order, and served again once the drain there has ended;
+// the others do not notice. When no edge is left, Run returns nil where the operator of one drained it, and else an
 // error, which wraps ErrRefused. Nothing of it runs any more when it returns.
 func (c *Connector) Run(ctx context.Context) error {
 	release, err := c.open()
@@ -309,12 +312,17 @@ func (c *Connector) runEdges(ctx context.Context) error {
 	others.Go(func() { c.watchClock(watched) })
 	others.Go(func() { c.rotation.run(watched) })
 	edges := c.list()
+	ctx, alone := context.WithCancel(ctx)
+	c.mu.Lock()
+	c.serving, c.alone = len(edges), alone
+	c.mu.Unlock()
 	ends := make([]error, len(edges))
 	var all sync.WaitGroup
 	for i, e := range edges {
 		all.Go(func() { ends[i] = e.run(ctx) })
 	}
 	all.Wait()
+	alone()
 	stop()
 	others.Wait()
 

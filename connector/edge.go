@@ -30,9 +30,6 @@ const (
 	leaveCheck = 100 * time.Millisecond
 )
 
-// errDrained: the edge's operator has drained this connector, and it has left.
-var errDrained = errors.New("drained by the edge")
-
 // edge keeps one edge joined: it enrols there where that is needed, resolves
 // the edge's name, points the tunnel at its addresses in turn, and says on the
 // log what becomes of it.
@@ -40,7 +37,8 @@ var errDrained = errors.New("drained by the edge")
 //	enrol ──→ resolve ──→ try each address ──→ alive ──→ lost
 //	  ↑          ↑ back-off      │ no answer     │         │
 //	  └──────────┴───────────────┴───────────────│─────────┘
-//	                               refused or drained ──→ gone
+//	                                  refused ──→ gone
+//	                                  drained ──→ looked in on ──→ resolve
 //
 // The tunnel does the handshakes, knows whether the edge is alive, and aborts
 // the flows of one that restarted or stays away.
@@ -56,6 +54,7 @@ type edge struct {
 	failures failures
 	ctl      control
 	news     chan struct{} // capacity 1: the tunnel reported a change
+	quiet    atomic.Bool   // what is logged is for debugging: see lookIn
 	again    atomic.Bool   // the tunnel is to call at once, however long it would have waited
 
 	mu     sync.Mutex
@@ -84,7 +83,8 @@ func newEdge(c *Connector, spec EdgeSpec) *edge {
 
 // setName gives the edge its name, which is its own among the edges.
 func (e *edge) setName(name string) {
-	e.title, e.log = name, e.c.log.With("edge", name)
+	e.title = name
+	e.log = slog.New(hush{e.c.log.Handler(), &e.quiet}).With("edge", name)
 }
 
 // name is what logs and metrics call the edge.
@@ -102,27 +102,53 @@ func (e *edge) state() State {
 }
 
 // run keeps the edge joined until ctx ends, or until trying again cannot help:
-// it returns why, and the edge's flows are cut and its peer is removed then.
+// it returns why, and the edge's flows are cut and its peer is removed then. An
+// edge that drained this connector is left, and joined again when its operator
+// has ended the drain.
 func (e *edge) run(ctx context.Context) error {
-	err := e.live(ctx)
-	if err == nil {
-		return nil
+	for {
+		err := e.live(ctx)
+		if err == nil {
+			return nil
+		}
+		others := e.c.away()
+		if !errors.Is(err, errDrained) {
+			e.giveUp(err)
+			return err
+		}
+		hint := ""
+		if others {
+			hint = "it is asked about once a minute whether the drain has ended"
+		}
+		e.log.Info("left", "reason", err, "hint", hint)
+		e.part(err)
+		if err := e.lookIn(ctx); err != nil {
+			if !errors.Is(err, errDrained) {
+				e.giveUp(err)
+			}
+			return err
+		}
+		e.c.back()
 	}
-	if errors.Is(err, errDrained) {
-		e.log.Info("left", "reason", err)
-	} else {
-		e.log.Error("given up", "reason", err)
-	}
+}
+
+// giveUp leaves the edge for good.
+func (e *edge) giveUp(why error) {
+	e.log.Error("given up", "reason", why)
+	e.part(why)
+	e.flows.cut(errLeft)
+}
+
+// part removes the edge's peer, and notes why the edge is served no more.
+func (e *edge) part(why error) {
 	e.mu.Lock()
 	peer := e.peer
-	e.peer, e.gone = nil, err
+	e.peer, e.gone = nil, why
 	e.mu.Unlock()
-	e.flows.cut(errLeft)
 	if peer != nil {
 		peer.Remove()
 	}
 	e.c.rotation.poke()
-	return err
 }
 
 func (e *edge) live(ctx context.Context) error {

@@ -130,6 +130,9 @@ func (g grant) same(other grant) bool {
 // holds then, and that of the edge, which sends nothing for others. It is the
 // time of one exchange through the tunnel.
 func (e *edge) apply(g grant) {
+	if !g.drain {
+		e.quiet.Store(false)
+	}
 	e.mu.Lock()
 	before := e.grant
 	e.grant = g

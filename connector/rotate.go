@@ -130,14 +130,18 @@ func (r *rotation) impossible() string {
 	}
 	for _, e := range r.c.list() {
 		switch member, gone := e.membership(); {
-		case member == nil && e.declared && gone == nil:
+		case member == nil && e.declared && mayCome(gone):
 			return fmt.Sprintf("edge %s has it from its own configuration: its operator has to change it there", e.name())
 		case member != nil && errors.Is(gone, errDrained):
-			return fmt.Sprintf("edge %s knows it too, and this connector has left that one: end the drain there and start this connector anew", e.name())
+			return fmt.Sprintf("edge %s knows it too, and this connector has left that one: end the drain there", e.name())
 		}
 	}
 	return ""
 }
+
+// mayCome tells whether an edge that is gone for that reason, nil where it is
+// not, may be served with this run's key.
+func mayCome(gone error) bool { return gone == nil || errors.Is(gone, errDrained) }
 
 // change makes a new key, tells it to the edges, and takes it once all of them
 // know it. It returns why it gave up; empty: the key was changed, or ctx ended.
@@ -238,7 +242,7 @@ func (r *rotation) take(next wgtypes.Key, told map[*edge]bool) error {
 		return errNotTold
 	}
 	for _, e := range c.list() {
-		if member, gone := e.membership(); member != nil && gone == nil && !told[e] {
+		if member, gone := e.membership(); member != nil && mayCome(gone) && !told[e] {
 			return errNotTold
 		}
 	}
