@@ -66,6 +66,9 @@ expired or revoked, or the connector is revoked.`,
 		if c.Flags().Changed("token") {
 			log.Warn("the token was given with --token: others on this machine may see it in the list of processes, and the shell keeps it: --token-file or " + tokenVariable + " are safer")
 		}
+		for _, note := range cfg.Notes() {
+			log.Warn(note)
+		}
 		notifyReady() // it serves whenever an edge answers; its start is over
 		return connector.Run(ctx, cfg.Spec, connector.Deps{Log: log, Force: s.force, Version: thisBuild().Version})
 	})
@@ -75,6 +78,9 @@ expired or revoked, or the connector is revoked.`,
 // load returns the config that the flags, the environment and the files make.
 // No file is needed where there is a token, or where it has enrolled before.
 func (f *connectorFlags) load(ctx context.Context, c *cobra.Command, p *program) (*connectorconfig.Config, error) {
+	if err := checkName(c, f.name); err != nil {
+		return nil, err
+	}
 	cfg, paths := connectorconfig.Default(p.env), f.given("connector")
 	if paths != nil {
 		var err error

@@ -57,6 +57,9 @@ A connector that comes with a token needs none of this: see warren token create.
 
 // check refuses what the config or the edge would refuse later.
 func (f *firstConnector) check(c *cobra.Command) error {
+	if err := checkName(c, f.name); err != nil {
+		return err
+	}
 	if f.edge != "" {
 		if _, err := connector.ParseEdgeURL(f.edge); err != nil {
 			return wrongUsage(c, "reading --edge: %w", err)

@@ -79,6 +79,9 @@ func chooseVerb(c *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return wrongUsage(c, "choosing a command of %q: write one of %s after it", c.CommandPath(), strings.Join(verbs, ", "))
 	}
+	if err := refuseToken(c, args[0], "a command"); err != nil {
+		return err
+	}
 	hint := "it has " + strings.Join(verbs, ", ")
 	c.SuggestionsMinimumDistance = 2
 	if like := c.SuggestionsFor(args[0]); len(like) > 0 {

@@ -90,6 +90,9 @@ func (f *tokenFlags) read(c *cobra.Command) error {
 	case f.quiet && *f.asJSON:
 		return wrongUsage(c, "reading the flags of %q: --quiet and --json exclude each other", c.CommandPath())
 	}
+	if err := checkName(c, f.request.Name); err != nil {
+		return err
+	}
 	f.request.TTLMillis = f.ttl.Milliseconds()
 	for _, text := range f.edges {
 		e, err := parseTokenEdge(text)
@@ -282,6 +285,9 @@ warren connector revoke.`,
 		Args: cobra.ExactArgs(1),
 	}
 	asJSON := jsonFlag(c)
+	c.PreRunE = func(c *cobra.Command, args []string) error {
+		return refuseToken(c, args[0], "the token's ID or name")
+	}
 	return asking(p, c, func(ctx context.Context, e *client.Client, args []string) error {
 		t, err := e.RevokeToken(ctx, args[0])
 		if err != nil {
@@ -319,6 +325,9 @@ standard input.`,
 				return fmt.Errorf("reading a token's record from standard input: %w", err)
 			}
 			record = string(text)
+		}
+		if err := refuseToken(c, record, "the record that `warren token create` printed with the token"); err != nil {
+			return err
 		}
 		t, err := e.ImportToken(ctx, client.ImportRequest{Record: strings.TrimSpace(record)})
 		if err != nil {

@@ -110,6 +110,14 @@ func TestTokenUsage(t *testing.T) {
 		{"token create --network a --routes 10.0.0.0/16 --edge fra2:51820", "is not PUBLIC_KEY@HOST:PORT"},
 		{"token create --network a --routes 10.0.0.0/16 --edge short@fra2:51820", "44 characters"},
 		{"token create --network a --routes 10.0.0.0/16 --edge " + edgeKey + "@fra2", "want a host and a port"},
+		{"token create --network a --routes 10.0.0.0/16 --name -a", `reading --name "-a": use letters`},
+		{"token create --network a --routes 10.0.0.0/16 --name " + strings.Repeat("a", 64), "64 bytes is too long: use 63"},
+		{"connector run --name a/b --token x", `reading --name "a/b": use letters`},
+		{"connector init --name bücher", "reading --name"},
+		{"token revoke " + tokenText, "write the token's ID or name, not the token itself"},
+		{"token revoke '" + tokenText + "'", "write the token's ID or name, not the token itself"},
+		{"token import wrn2_AAAA", "write the record that `warren token create` printed with the token, not the token itself"},
+		{"token " + tokenText, "not the token itself"},
 		{"token create extra", "reading the arguments"},
 		{"token revoke", "token revoke ID|NAME"},
 		{"token import", "token import RECORD|-"},
@@ -120,7 +128,7 @@ func TestTokenUsage(t *testing.T) {
 		{"connector drain a b", "connector drain NAME"},
 	} {
 		code, stdout, stderr := command(t, map[string]string{"WARREN_SOCKET": "/nowhere"}, strings.Fields(tc.args)...)
-		if code != exitUsage || stdout != "" || !strings.Contains(stderr, tc.want) {
+		if code != exitUsage || stdout != "" || !strings.Contains(stderr, tc.want) || strings.Contains(stderr, "AAAA") {
 			t.Errorf("%s: exit code %d, %q, %q, want %q", tc.args, code, stdout, stderr, tc.want)
 		}
 	}
@@ -186,6 +194,10 @@ func TestTokenRevokeAndImport(t *testing.T) {
 	code, stdout, _ = command(t, nil, "token", "import", "rec", "--socket", socket)
 	if code != 0 || !strings.HasPrefix(stdout, "token berlin-1 is known here: network berlin, routes 10.0.0.0/16, 10.1.0.0/16, until ") {
 		t.Errorf("import: %d, %q", code, stdout)
+	}
+	code, _, stderr := commandFed(t, "\n"+tokenText, nil, "token", "import", "-", "--socket", socket)
+	if code != exitUsage || !strings.Contains(stderr, "not the token itself") || strings.Contains(stderr, tokenText) {
+		t.Errorf("import of a token: %d, %q", code, stderr)
 	}
 	code, stdout, _ = commandFed(t, " rec\n", nil, "token", "import", "-", "--json", "--socket", socket)
 	if code != 0 || !strings.Contains(stdout, `"id": "0123456789abcdef"`) {

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -44,10 +45,7 @@ func (g *givenToken) read(ctx context.Context, c *cobra.Command, p *program, cfg
 		return useToken(cfg, g.text, "--token")
 	case file && g.file == "-":
 		text, err := p.pastedToken(ctx)
-		if err != nil {
-			return fmt.Errorf("reading a token from standard input: %w", err)
-		}
-		return useToken(cfg, text, "standard input")
+		return takeToken(ctx, cfg, text, "standard input", err)
 	case file:
 		cfg.TokenFile = g.file
 	case inEnvironment != "":
@@ -79,27 +77,22 @@ func (p *program) tellWaiting(from string) func() {
 func (p *program) readTokenFile(ctx context.Context, cfg *connectorconfig.Config) error {
 	from := fmt.Sprintf("file %q", cfg.TokenFile)
 	if info, err := os.Stat(cfg.TokenFile); err == nil && info.Mode()&fs.ModeNamedPipe != 0 {
-		text, err := p.readFIFO(ctx, cfg.TokenFile, info.Mode().Perm())
-		if err != nil {
-			return fmt.Errorf("reading a token from %s: %w", from, err)
-		}
-		return useToken(cfg, text, from)
+		text, err := p.readFIFO(ctx, cfg.TokenFile, info)
+		return takeToken(ctx, cfg, text, from, err)
 	}
 	err := cfg.ReadToken()
-	if err != nil {
-		// What can be read and is no token stays none.
-		if text, unread := host.ReadPrivate(cfg.TokenFile, maxTokenInput); unread == nil {
-			return badToken(string(text), from, err)
-		}
+	if errors.Is(err, connectorconfig.ErrBadToken) {
+		text, _ := host.ReadPrivate(cfg.TokenFile, maxTokenInput) // for the hint alone
+		return badToken(string(text), err)
 	}
 	return err
 }
 
-// readFIFO reads a token from a FIFO, as a shell's <(…) is one. Others may not
-// read along, as host.ReadPrivate has it.
-func (p *program) readFIFO(ctx context.Context, path string, perm fs.FileMode) (string, error) {
-	if perm&0o007 != 0 {
-		return "", fmt.Errorf("everybody on this machine has access (mode %04o): run chmod 600 %s", perm, path)
+// readFIFO reads a token from a FIFO, as a shell's <(command) is one. It refuses
+// what host.ReadPrivateOrPipe does, and ends with ctx, as that does not.
+func (p *program) readFIFO(ctx context.Context, path string, info fs.FileInfo) (string, error) {
+	if of, ok := info.Sys().(*syscall.Stat_t); ok && of.Uid != 0 && int(of.Uid) != os.Geteuid() {
+		return "", fmt.Errorf("it is a pipe of another user (uid %d): name a file or a pipe of your own", of.Uid)
 	}
 	// Opening it would wait for a writer else (fifo(7)).
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
@@ -110,28 +103,38 @@ func (p *program) readFIFO(ctx context.Context, path string, perm fs.FileMode) (
 	return firstLine(newWaitingReader(ctx, f, p.tellWaiting(fmt.Sprintf("file %q", path))))
 }
 
+// takeToken takes what was read, unless reading failed. Who stops it while it
+// waits does not want a connector without a token, either.
+func takeToken(ctx context.Context, cfg *connectorconfig.Config, text, from string, err error) error {
+	if err == nil {
+		return useToken(cfg, text, from)
+	}
+	err = fmt.Errorf("reading a token from %s: %w", from, err)
+	if ctx.Err() != nil {
+		return err
+	}
+	return cfg.NoToken(err)
+}
+
 // useToken takes a token from its text.
 func useToken(cfg *connectorconfig.Config, text, from string) error {
-	if err := cfg.UseToken(text, from); err != nil {
-		return badToken(text, from, err)
+	err := cfg.UseToken(text, from)
+	if errors.Is(err, connectorconfig.ErrBadToken) {
+		return badToken(text, err)
 	}
-	return nil
+	return err
 }
 
 // Marks that come along with a token which is copied out of a file.
 const (
 	byteOrderMark = "\ufeff"
 	quotes        = "\"'`\u2018\u2019\u201c\u201d"
-	aroundToken   = " \t\r\n" + byteOrderMark + quotes
 )
 
-// badToken is err, what is wrong with a token's text, and what may be the cause
-// of it. The same text is refused again.
-func badToken(text, from string, err error) error {
-	text = strings.TrimSpace(text)
-	switch {
-	case strings.Trim(text, aroundToken) == "":
-		err = fmt.Errorf("reading a token from %s: it is empty: give what `warren token create` prints at the edge", from)
+// badToken adds to err, what is wrong with a token's text, what may be the
+// cause of it. The same text is refused again.
+func badToken(text string, err error) error {
+	switch text = strings.TrimSpace(text); {
 	case strings.HasPrefix(text, byteOrderMark):
 		err = fmt.Errorf("%w; it begins with a byte order mark: write it without the mark", err)
 	case strings.Trim(text, quotes) != text:
