@@ -3,6 +3,7 @@ package enroll
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -145,6 +146,10 @@ func (r *Registry) Denied(key wgtypes.Key) (when time.Time, ok bool) {
 // RevokeToken ends a token; the connectors that it has enrolled stay, those
 // that are pending do not.
 func (r *Registry) RevokeToken(idOrName string) (TokenInfo, error) {
+	// Neither a name nor an id is so long: it may be a token that was cut.
+	if strings.Contains(idOrName, wire.TokenPrefix) || len(idOrName) > maxName {
+		return TokenInfo{}, fail(BadRequest, "revoking a token: write the token's ID or name, not the token itself")
+	}
 	r.changing.Lock()
 	defer r.changing.Unlock()
 	now := r.now().UTC()

@@ -344,3 +344,26 @@ func TestCountsOfTokens(t *testing.T) {
 		t.Errorf("counted %+v", got)
 	}
 }
+
+// Who revokes a token may paste the token itself: its text is not for an error,
+// which goes to a log.
+func TestRevokingATokenByItsTextDoesNotRepeatIt(t *testing.T) {
+	w := newWorld(t)
+	created, _ := w.token(func(r *TokenRequest) {
+		r.Edges = []wire.Edge{{PublicKey: wire.Key{Key: newKey()}, URLs: []string{"b.example.net:51820"}}}
+	})
+	for name, text := range map[string]string{
+		"whole": created.Text, "with space before it": " " + created.Text + "\n", "in quotes": `"` + created.Text + `"`,
+		"its beginning": created.Text[:20], "without its beginning": created.Text[2:], "its record": created.Record,
+	} {
+		_, err := w.RevokeToken(text)
+		wantError(t, err, BadRequest, "write the token's ID or name, not the token itself")
+		if strings.Contains(err.Error(), created.Text[8:20]) || strings.Contains(w.log.String(), created.Text[8:20]) {
+			t.Errorf("%s: the token's text is in %q, or in the log", name, err)
+		}
+	}
+	if _, err := w.RevokeToken(created.Token.ID); err != nil {
+		t.Errorf("by its id: %v", err)
+	}
+	w.check()
+}
