@@ -110,7 +110,7 @@ func (r *Registry) load(tx Tx) error {
 	err := tx.Each(kindToken, func(id string, decode func(any) error) error {
 		t := &token{}
 		if err := decode(&t.rec); err != nil {
-			return fmt.Errorf("reading token %q: %w", id, err)
+			return unreadable(kindToken, id, err)
 		}
 		r.addToken(t)
 		return nil
@@ -121,7 +121,7 @@ func (r *Registry) load(tx Tx) error {
 	err = tx.Each(kindDenial, func(id string, decode func(any) error) error {
 		d := &denial{}
 		if err := decode(&d.rec); err != nil {
-			return fmt.Errorf("reading denial %q: %w", id, err)
+			return unreadable(kindDenial, id, err)
 		}
 		r.denials[d.rec.Key.Key] = d
 		return nil
@@ -134,7 +134,7 @@ func (r *Registry) load(tx Tx) error {
 		// its connector could not reach this edge while it was down.
 		c := &connector{asleep: true, registered: now}
 		if err := decode(&c.rec); err != nil {
-			return fmt.Errorf("reading connector %q: %w", name, err)
+			return unreadable(kindConnector, name, err)
 		}
 		if c.missed = c.rec.AbsentSince; c.missed.After(now) { // the clock went back
 			c.missed = now
@@ -142,6 +142,12 @@ func (r *Registry) load(tx Tx) error {
 		r.addConnector(c)
 		return nil
 	})
+}
+
+// unreadable is what the operator is told of a record that makes no sense,
+// which is no less than of a damaged file.
+func unreadable(kind, id string, err error) error {
+	return fmt.Errorf("reading %s %q: %w: restore a backup of the state, or move it away to begin with nothing: everything that has enrolled must enrol anew then", kind, id, err)
 }
 
 // install adds the guests of what was loaded to the tunnel.

@@ -219,3 +219,23 @@ func found(in, secret []byte) bool {
 	return bytes.Contains(in, secret) || bytes.Contains(bytes.ToLower(in), []byte(hex.EncodeToString(secret))) ||
 		bytes.Contains(in, []byte(fmt.Sprint(secret)))
 }
+
+// A record that cannot be read is not left out, for a denial might be it: the
+// edge does not start, and says what to do.
+func TestARecordThatCannotBeRead(t *testing.T) {
+	for kind, text := range map[string]string{
+		kindToken:     `{"id":"x","preshared":"short"}`,
+		kindConnector: `{"name":"x","key":5}`,
+		kindDenial:    `{"key":`,
+	} {
+		t.Run(kind, func(t *testing.T) {
+			w := newWorld(t)
+			w.store.values[kind] = map[string][]byte{"x": []byte(text)}
+			_, err := New(w.spec, Deps{Store: w.store, Peers: newFakePeers(t), PublicKey: w.self})
+			if err == nil {
+				t.Fatal("it was left out")
+			}
+			wantWords(t, err.Error(), "from the state: reading "+kind+` "x": `, "restore a backup of the state", "move it away", "enrol anew")
+		})
+	}
+}
