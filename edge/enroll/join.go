@@ -123,8 +123,13 @@ func (r *Registry) checkNew(t *token, req wire.EnrollRequest, now time.Time) *wi
 		return wire.Refuse(wire.CodeBusy, "the key %s is being confirmed with another token: ask again after %s",
 			abbreviate(req.PublicKey.Key), date(c.registered.Add(wire.ConfirmWithin)))
 	}
+	if c := r.byKey[req.PublicKey.Key]; c != nil && !c.declared {
+		// It may be that connector, which has lost all but its key.
+		return wire.Refuse(wire.CodeKnownKey, "the key %s is that of connector %q: if that is this one, revoke it (`warren connector revoke`); then remove the state directory here, for a key of its own, and start again",
+			abbreviate(req.PublicKey.Key), c.rec.Name)
+	}
 	if why := r.knownAs(req.PublicKey.Key); why != "" {
-		return wire.Refuse(wire.CodeKnownKey, "the key %s is known already: it is %s: give this connector a key of its own", abbreviate(req.PublicKey.Key), why)
+		return wire.Refuse(wire.CodeKnownKey, "the key %s is known already: it is %s: give this connector a key of its own (remove its state directory)", abbreviate(req.PublicKey.Key), why)
 	}
 	if !t.rec.Reusable {
 		for _, other := range t.pending {

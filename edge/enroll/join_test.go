@@ -383,3 +383,38 @@ func TestTheTokensRoutesAreStoredWithTheConnector(t *testing.T) {
 	}
 	w.check()
 }
+
+// A connector that has lost its state, but not its key, cannot enrol with
+// another token: what the refusal tells to do works, and is told whole.
+func TestTheWayOutOfAKnownKey(t *testing.T) {
+	for name, revoke := range map[string]bool{"revoked first": true, "not revoked": false} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			called := strings.Repeat("x", maxName)
+			_, token := w.token()
+			_, key := w.enrolled(token, called)
+			_, other := w.token()
+			_, refusal := w.register(other, key, called)
+			wantRefusal(t, refusal, wire.CodeKnownKey, abbreviate(key), called, "warren connector revoke", "remove the state directory", "start again")
+			if len(refusal.Message) > wire.MaxText {
+				t.Errorf("%d bytes, of which a connector shows %d", len(refusal.Message), wire.MaxText)
+			}
+			want := called[:maxName-2] + "-2"
+			if revoke {
+				want = called
+				if err := w.Revoke(called); err != nil {
+					t.Fatal(err)
+				}
+				_, refusal := w.register(other, key, called)
+				wantRefusal(t, refusal, wire.CodeKnownKey, "revoked on", "remove its state directory")
+				if len(refusal.Message) > wire.MaxText {
+					t.Errorf("%d bytes, of which a connector shows %d", len(refusal.Message), wire.MaxText)
+				}
+			}
+			if answer, _ := w.enrolled(other, called); answer.Name != want { // the same token, another key
+				t.Errorf("called %q, want %q", answer.Name, want)
+			}
+			w.check()
+		})
+	}
+}
