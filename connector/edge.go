@@ -69,6 +69,8 @@ type edge struct {
 	known bool           // a handshake was made in this run: the edge knows our key
 	heard time.Time      // when the edge was lost, on the wall's clock
 	said  bool           // the log says why the edge does not answer
+
+	enrolNext time.Time // not before, where the edge has known the key
 }
 
 func newEdge(c *Connector, spec EdgeSpec) *edge {

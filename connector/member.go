@@ -15,9 +15,17 @@ import (
 	"github.com/warrenmesh/warren/netstack/tunnel"
 )
 
-// forgetAfter is how long an ephemeral connector may be away before its edge
-// forgets it.
-const forgetAfter = 10 * time.Minute
+const (
+	// forgetAfter is how long an ephemeral connector may be away before its
+	// edge forgets it.
+	forgetAfter = 10 * time.Minute
+	// enrolAgain is how long the edge of an ephemeral connector may be silent
+	// before that uses its token again, and about how often it does so: an edge
+	// that was restored, or that another connector of the same name came to,
+	// has forgotten it. An edge that is away is disturbed by nothing of it, and
+	// to one that knows the key an enrolment is a repetition.
+	enrolAgain = time.Minute
+)
 
 // Hints of an edge that does not answer, though it was enrolled at.
 const (
@@ -122,14 +130,26 @@ func (e *edge) mayEnrol() bool {
 	if !e.invited || member == nil {
 		return false
 	}
-	return !member.Confirmed || (member.Ephemeral || e.ofAnotherToken(member)) && e.awayFor(forgetAfter)
+	switch {
+	case !member.Confirmed:
+		return true
+	case time.Now().Before(e.enrolNext):
+		return false
+	case member.Ephemeral:
+		return e.awayFor(enrolAgain)
+	}
+	return e.ofAnotherToken(member) && e.awayFor(forgetAfter)
 }
 
 // enrol registers this connector's key at the edge with the token. It tries
-// until that is done, the edge answers the key itself, or ctx ends; its error
-// is a refusal for good.
+// until that is done, the edge answers the key itself, or ctx ends, but once
+// where the edge has known the key: it is called with that as well, then. Its
+// error is a refusal for good.
 func (e *edge) enrol(ctx context.Context) error {
 	var retry backoff
+	member, _ := e.membership()
+	again := member != nil && member.Confirmed
+	e.enrolNext = time.Now().Add(jittered(enrolAgain))
 	for ctx.Err() == nil && !e.state().Alive {
 		answer, err := e.tryRegister(ctx)
 		var refusal *wire.Refusal
@@ -147,7 +167,16 @@ func (e *edge) enrol(ctx context.Context) error {
 			e.invited = false
 			return nil
 		case errors.As(err, &refusal) && refusal.Final():
+			// An edge that has just come back may know the key, whatever has
+			// become of the token.
+			e.aim(true)
+			if again && e.wait(ctx, answerWithin) {
+				return nil
+			}
 			return fmt.Errorf("%w: %w", ErrRefused, err)
+		case again:
+			e.log.Warn("enrolling again failed", "err", err)
+			return nil
 		default:
 			delay := retry.next()
 			e.log.Warn("enrolling failed", "err", err, "again_in", delay.Round(time.Millisecond))

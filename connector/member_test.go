@@ -284,8 +284,10 @@ func TestWhoEnrolsAgain(t *testing.T) {
 		{"confirmed", func(m *state.Edge) { m.Confirmed = true }, false, time.Hour, false},
 		{"confirmed, with another token", func(m *state.Edge) { m.Confirmed, m.TokenID = true, "00" }, false, time.Minute, true},
 		{"ephemeral, at the start", func(m *state.Edge) { m.Confirmed, m.Ephemeral = true, true }, false, time.Minute, true},
-		{"ephemeral, away for a moment", func(m *state.Edge) { m.Confirmed, m.Ephemeral = true, true }, true, 9 * time.Minute, false},
-		{"ephemeral, away for long", func(m *state.Edge) { m.Confirmed, m.Ephemeral = true, true }, true, 12 * time.Minute, true},
+		{"ephemeral, away for a moment", func(m *state.Edge) { m.Confirmed, m.Ephemeral = true, true }, true, 55 * time.Second, false},
+		{"ephemeral, away for long", func(m *state.Edge) { m.Confirmed, m.Ephemeral = true, true }, true, 2 * time.Minute, true},
+		{"confirmed, with another token, away for a moment", func(m *state.Edge) { m.Confirmed, m.TokenID = true, "00" }, true, 9 * time.Minute, false},
+		{"confirmed, with another token, away for long", func(m *state.Edge) { m.Confirmed, m.TokenID = true, "00" }, true, 12 * time.Minute, true},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -308,6 +310,51 @@ func TestWhoEnrolsAgain(t *testing.T) {
 			})
 		})
 	}
+}
+
+// An edge that is down for an hour is not flooded by those that it has enrolled.
+func TestEphemeralEnrolsAgainOnceAMinute(t *testing.T) {
+	invited(t, func(t *testing.T, b *bench, enroller *fakeEnroller, edge wgtypes.Key, _ *fakeControl) {
+		b.pending(edge, func(m *state.Edge) { m.Confirmed, m.Ephemeral = true, true })
+		enroller.fails(edge, errors.New("no answer"))
+		b.start()
+		b.join().set(State{})
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if n := enroller.count(); n < 25 || n > 60*4/3 {
+			t.Errorf("%d enrolments in an hour", n)
+		}
+		b.join()
+		if !b.c.Status().Ready() {
+			t.Error("the edge is not served")
+		}
+		if err := b.finish(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// The token of an ephemeral connector has ended while its edge was away: the
+// edge may say so a moment before it answers the connector's own key.
+func TestEndedTokenOfAnEphemeralConnector(t *testing.T) {
+	invited(t, func(t *testing.T, b *bench, enroller *fakeEnroller, edge wgtypes.Key, _ *fakeControl) {
+		b.pending(edge, func(m *state.Edge) { m.Confirmed, m.Ephemeral = true, true })
+		asked := make(chan struct{})
+		enroller.set(edge, func() (wire.EnrollAnswer, error) {
+			close(asked)
+			return wire.EnrollAnswer{}, wire.Refuse(wire.CodeRevoked, "the token was revoked")
+		})
+		b.start()
+		<-asked
+		time.Sleep(time.Second)
+		b.join()
+		if !b.c.Status().Ready() {
+			t.Error("the edge is not served, though it knows the key")
+		}
+		if err := b.finish(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // An edge that comes back while the connector enrols is joined, whatever the
