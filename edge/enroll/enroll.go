@@ -58,6 +58,7 @@ type Registry struct {
 	reserved     reserved
 	guestDenials []*denial
 	sweepFailed  bool
+	retried      time.Time // when a sweep last tried those that the tunnel refused
 
 	// mu is held for moments only, and by changes as well as by syncs.
 	mu         sync.Mutex

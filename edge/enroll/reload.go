@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
@@ -122,10 +123,36 @@ func (r *Registry) declare() {
 
 // wake puts an enrolled connector into the tunnel, or back.
 func (r *Registry) wake(c *connector) {
-	if err := r.peers.AddConnector(c.rec.member()); err != nil {
+	if err := r.tryWake(c); err != nil {
 		r.log.Error("an enrolled connector cannot be served: "+err.Error(), "connector", c.rec.Name, "network", c.rec.Network)
-		r.setAsleep(c, true, err.Error())
+	}
+}
+
+// retry tries again, now and then, those that the tunnel refused. Why it
+// refuses them is said where that is news.
+func (r *Registry) retry(now time.Time) {
+	if now.Sub(r.retried) < retryEvery {
 		return
+	}
+	r.retried = now
+	for _, c := range r.connectors {
+		if _, there := r.networks[c.rec.Network]; !there || !c.asleep {
+			continue
+		}
+		before := c.why
+		switch err := r.tryWake(c); {
+		case err == nil:
+			r.log.Info("an enrolled connector can be served after all", "connector", c.rec.Name, "network", c.rec.Network)
+		case err.Error() != before:
+			r.log.Error("an enrolled connector cannot be served: "+err.Error(), "connector", c.rec.Name, "network", c.rec.Network)
+		}
+	}
+}
+
+func (r *Registry) tryWake(c *connector) error {
+	if err := r.peers.AddConnector(c.rec.member()); err != nil {
+		r.setAsleep(c, true, err.Error())
+		return err
 	}
 	if next := c.rec.Next.Key; next != (wgtypes.Key{}) {
 		if err := r.peers.AddKey(c.rec.Name, next); err != nil {
@@ -136,6 +163,7 @@ func (r *Registry) wake(c *connector) {
 		r.peers.SetHeld(c.rec.Name, true)
 	}
 	r.setAsleep(c, false, "")
+	return nil
 }
 
 func (r *Registry) setAsleep(c *connector, asleep bool, why string) {

@@ -3,6 +3,7 @@ package enroll
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
@@ -217,4 +218,51 @@ func TestNewRefusesAContradiction(t *testing.T) {
 	if _, err := New(standard(), deps); err == nil || !strings.Contains(err.Error(), `reading connector "web"`) {
 		t.Errorf("made of a broken store: %v", err)
 	}
+}
+
+// One that the tunnel refused is tried again every 10 seconds, and is heard of
+// in the log when that is news.
+func TestAConnectorThatTheTunnelRefusedIsTriedAgain(t *testing.T) {
+	w := newWorld(t)
+	_, token := w.token(reusable)
+	_, key := w.enrolled(token, "web")
+	_, other := w.token(func(r *TokenRequest) { r.Network = "tokyo" })
+	w.enrolled(other, "asleep")
+	next := newKey()
+	if refusal := w.changeKey(key, wire.KeyRequest{PublicKey: wire.Key{Key: next}}); refusal != nil {
+		t.Fatal(refusal)
+	}
+	without := standard()
+	without.Networks = without.Networks[1:]
+	w.apply(without)
+	w.tun.refused = key
+	without.Networks = standard().Networks[:1] // and not that of the other
+	w.apply(without)
+	w.absent(time.Minute)
+	if c := w.connector("web"); c.State != ConnectorAsleep || c.Why != "not this one" {
+		t.Errorf("refused, but listed %+v", c)
+	}
+	if n := strings.Count(w.log.String(), "cannot be served"); n != 1 {
+		t.Errorf("said %d times that it cannot be served", n)
+	}
+	w.check()
+	if err := w.Drain("web", false); err != nil {
+		t.Fatal(err)
+	}
+	w.tun.refused = wgtypes.Key{}
+	w.absent(retryEvery)
+	if m, ok := w.tun.member("web"); !ok || m.PublicKey != key || m.next != next || !m.held {
+		t.Errorf("served as %+v", m)
+	}
+	if c := w.connector("web"); c.State != ConnectorEnrolled || c.Why != "" {
+		t.Errorf("served, but listed %+v", c)
+	}
+	w.absent(time.Minute)
+	if n := strings.Count(w.log.String(), "can be served after all"); n != 1 {
+		t.Errorf("said %d times that it can be served", n)
+	}
+	if c := w.connector("asleep"); c.State != ConnectorAsleep || !strings.Contains(c.Why, `network "tokyo"`) {
+		t.Errorf("one whose network is gone is listed %+v", c)
+	}
+	w.check()
 }

@@ -10,6 +10,9 @@ import (
 
 const (
 	sweepEvery = time.Second
+	// retryEvery is how often a connector is tried again that the tunnel
+	// refused.
+	retryEvery = 10 * time.Second
 	// maxEndedTokens is how many ended tokens are remembered; beyond that the
 	// first to end are forgotten before their time.
 	maxEndedTokens = 10_000
@@ -30,8 +33,8 @@ func (r *Registry) Run(ctx context.Context) {
 }
 
 // Sweep ends what is due: registrations without confirmation, what has been
-// told for 7 days, ephemeral connectors that are absent; and asks for keys in
-// place of old ones.
+// told for 7 days, ephemeral connectors that are absent; tries again those that
+// the tunnel refused; and asks for keys in place of old ones.
 func (r *Registry) Sweep() {
 	r.changing.Lock()
 	defer r.changing.Unlock()
@@ -67,6 +70,7 @@ func (r *Registry) Sweep() {
 	}
 	r.trimTokenGuests(now)
 	r.trimDenialGuests(now, nil)
+	r.retry(now)
 	r.ask(now)
 }
 
