@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -69,10 +70,26 @@ with --off or with a restart of the edge.`,
 		v := r.Connector
 		if *off {
 			fmt.Fprintf(p.stdout, "connector %s gets new flows again; open: %d\n", v.Name, v.Flows)
+			if r.Note != "" { // as of one that has left
+				fmt.Fprintln(p.stdout, r.Note)
+			}
 			return
 		}
 		fmt.Fprintf(p.stdout, "connector %s drains, which %s; open flows: %d\n", v.Name, r.Note, v.Flows)
 	})
+}
+
+// keyPause is the least time between two changes of a connector's key, as
+// connectors have it.
+const keyPause = time.Minute
+
+// whenRotated writes when a connector that was asked for a new key makes it.
+func whenRotated(r client.ConnectorResult) string {
+	when := cmp.Or(r.Note, "it makes one as soon as all its edges can learn it")
+	if age := time.Since(r.Connector.KeySince); age < keyPause {
+		when += fmt.Sprintf("; its present key is %s old, and a connector changes its key once a minute at most", span(age))
+	}
+	return when
 }
 
 func newConnectorRotate(p *program) *cobra.Command {
@@ -87,8 +104,7 @@ changes in the edge's config.`,
 	return acting(p, c, func(ctx context.Context, e *client.Client, name string) (client.ConnectorResult, error) {
 		return e.RotateConnector(ctx, name)
 	}, func(r client.ConnectorResult) {
-		fmt.Fprintf(p.stdout, "connector %s is asked for a new key: %s\n", r.Connector.Name,
-			cmp.Or(r.Note, "it makes one as soon as all its edges can learn it"))
+		fmt.Fprintf(p.stdout, "connector %s is asked for a new key: %s\n", r.Connector.Name, whenRotated(r))
 	})
 }
 
@@ -120,6 +136,9 @@ routes of a declared connector change in the edge's config.`,
 		fmt.Fprintf(p.stdout, "connector %s has routes %s\n", v.Name, list(v.Routes))
 		if r.Aborted > 0 {
 			fmt.Fprintf(p.stdout, "%s cut, which they do not cover\n", plural(r.Aborted, "flow was", "flows were"))
+		}
+		if r.Note != "" {
+			fmt.Fprintln(p.stdout, r.Note)
 		}
 	})
 }

@@ -33,7 +33,9 @@ func TestConnectorShow(t *testing.T) {
 	pending.Since, pending.Enrolled, pending.Ephemeral, pending.Rotation = time.Time{}, time.Time{}, true, client.RotationAsked
 	bare.Name, bare.Origin, bare.Report, bare.Held, bare.State = "tokyo-1", client.OriginDeclared, nil, true, client.ConnectorDraining
 	bare.TokenID, bare.KeySince, bare.Revision, bare.MaxTCPFlows = "", time.Time{}, 0, 0
-	socket := fakeEdge(t, map[string]any{"GET /v1/connectors": []client.Connector{up, pending, bare}})
+	left := bare
+	left.Name, left.State, left.Why = "oslo-1", client.ConnectorDown, "an operator drained it, and it has left"
+	socket := fakeEdge(t, map[string]any{"GET /v1/connectors": []client.Connector{up, pending, bare, left}})
 	for name, want := range map[string]string{
 		"berlin-1": "connector berlin-1\nnetwork berlin\nstate up since 1h0m ago\n" +
 			"known by token 0123456789abcdef, enrolled 2d0h ago\npublic key " + edgeKey + "\nkey age 1d0h\noverlay fd77:6172:7265::1\n" +
@@ -44,8 +46,9 @@ func TestConnectorShow(t *testing.T) {
 			"ORIGIN RESULT TIMES LAST ERROR\ntcp/10.0.0.10:5432 refused 7 4h0m ago connection refused",
 		"berlin-2": "state pending, given up in 1h0m unless its key calls\n" +
 			"known by token 0123456789abcdef, ephemeral: forgotten after 10 minutes of absence\npublic key " + edgeKey + "\nkey age 1d0h, a new key is asked for\n",
-		"tokyo-1": "state draining since 1h0m ago, by an operator: `warren connector drain tokyo-1 --off` ends it\n" +
+		"tokyo-1": "state draining, by an operator: `warren connector drain tokyo-1 --off` ends it\n" +
 			"known by the edge's config\npublic key " + edgeKey + "\noverlay",
+		"oslo-1": "state down since 1h0m ago\nwhy an operator drained it, and it has left\n",
 	} {
 		code, stdout, stderr := command(t, nil, "connector", "show", name, "--socket", socket)
 		if code != 0 || !strings.Contains(squeeze(stdout), want) {
@@ -56,7 +59,7 @@ func TestConnectorShow(t *testing.T) {
 	wantLines(t, squeeze(stdout),
 		"CONNECTOR NETWORK STATE SINCE VERSION RTT HANDSHAKE MTU RECEIVED SENT FLOWS FROM ROUTES\n",
 		"berlin-1 berlin up 1h0m ago v0.3.0 12 ms 3h0m ago 1400 2.0 KiB 1.0 KiB 3 192.0.2.1:4000 10.0.0.0/16\n",
-		"tokyo-1 berlin draining 1h0m ago - 12 ms")
+		"tokyo-1 berlin draining - - 12 ms")
 	none := fakeEdge(t, map[string]any{"GET /v1/connectors": nil})
 	if _, _, stderr := command(t, nil, "connector", "list", "--socket", none); stderr != "the edge has no connectors: make a token with `warren token create`, or add a [[connector]] to its config\n" {
 		t.Errorf("none: %q", stderr)
@@ -77,6 +80,8 @@ func TestClock(t *testing.T) {
 func TestConnectorActions(t *testing.T) {
 	revoked, declared, granted := aConnector(), aConnector(), aConnector()
 	declared.Origin = client.OriginDeclared
+	left := aConnector()
+	left.State, left.Flows, left.KeySince = client.ConnectorDown, 0, time.Now().Add(30*time.Second) // however slow the test is
 	granted.Routes = []string{"10.0.0.0/24", "10.1.0.0/24"}
 	asked := ""
 	answer := func(r client.ConnectorResult) any {
@@ -85,10 +90,19 @@ func TestConnectorActions(t *testing.T) {
 	socket := fakeEdge(t, map[string]any{
 		"POST /v1/connectors/berlin-1/revoke": answer(client.ConnectorResult{Connector: revoked, Aborted: 3}),
 		"POST /v1/connectors/tokyo-1/revoke":  answer(client.ConnectorResult{Connector: declared, Aborted: 1, Note: "remove it"}),
-		"POST /v1/connectors/berlin-1/drain":  answer(client.ConnectorResult{Connector: aConnector(), Note: "survives a reload, not a restart"}),
+		"POST /v1/connectors/berlin-1/drain": func(body string) any {
+			asked = strings.TrimSpace(body)
+			r := client.ConnectorResult{Connector: aConnector()}
+			if asked == "{}" {
+				r.Note = "survives a reload, not a restart"
+			}
+			return r
+		},
 		"POST /v1/connectors/berlin-1/rotate": answer(client.ConnectorResult{Connector: aConnector()}),
 		"POST /v1/connectors/tokyo-1/rotate":  answer(client.ConnectorResult{Connector: declared, Note: "it is not up"}),
 		"POST /v1/connectors/berlin-1/grant":  answer(client.ConnectorResult{Connector: granted, Aborted: 1}),
+		"POST /v1/connectors/oslo-1/rotate":   answer(client.ConnectorResult{Connector: left}),
+		"POST /v1/connectors/tokyo-1/drain":   answer(client.ConnectorResult{Connector: left, Note: "as the edge says"}),
 		"POST /v1/connectors/tokyo-1/grant":   client.Error{Code: client.CodeRefused, Message: "granting: it is declared"},
 	})
 	for _, tc := range []struct{ args, body, want string }{
@@ -99,6 +113,9 @@ func TestConnectorActions(t *testing.T) {
 			"to let its machine in again, make another key there, and write its public key into the edge's config\n"},
 		{"drain berlin-1", `{}`, "connector berlin-1 drains, which survives a reload, not a restart; open flows: 3\n"},
 		{"drain berlin-1 --off", `{"off":true}`, "connector berlin-1 gets new flows again; open: 3\n"},
+		{"drain tokyo-1 --off", `{"off":true}`, "connector berlin-1 gets new flows again; open: 0\nas the edge says\n"},
+		{"rotate oslo-1", "", "connector berlin-1 is asked for a new key: it makes one as soon as all its edges can learn it" +
+			"; its present key is 0s old, and a connector changes its key once a minute at most\n"},
 		{"rotate berlin-1", "", "connector berlin-1 is asked for a new key: it makes one as soon as all its edges can learn it\n"},
 		{"rotate tokyo-1", "", "connector berlin-1 is asked for a new key: it is not up\n"},
 		{"grant berlin-1 --routes 10.0.0.0/24 --routes 10.1.0.0/24", `{"routes":["10.0.0.0/24","10.1.0.0/24"]}`,

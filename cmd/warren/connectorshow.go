@@ -31,7 +31,7 @@ func (p *program) printConnectors(all []client.Connector) error {
 		if c.Report != nil {
 			version = c.Report.Version
 		}
-		t.row(c.Name, c.Network, c.State, ago(c.Since), version, millis(c.RTTMillis), ago(c.Handshake), mtu,
+		t.row(c.Name, c.Network, c.State, ago(stateSince(c)), version, millis(c.RTTMillis), ago(c.Handshake), mtu,
 			byteCount(c.RxBytes), byteCount(c.TxBytes), fmt.Sprint(c.Flows), c.Endpoint, shorten(c.Routes))
 	}
 	return t.flush()
@@ -75,16 +75,25 @@ func (p *program) printConnector(c client.Connector) error {
 // connectorState writes what a connector does, since when, and what comes next.
 func connectorState(c client.Connector) string {
 	state := c.State
-	if !c.Since.IsZero() {
-		state += " since " + ago(c.Since)
+	if since := stateSince(c); !since.IsZero() {
+		state += " since " + ago(since)
 	}
-	if c.Held {
+	if c.Held && c.State == client.ConnectorDraining {
 		state += fmt.Sprintf(", by an operator: `warren connector drain %s --off` ends it", c.Name)
 	}
 	if !c.PendingUntil.IsZero() {
 		state += fmt.Sprintf(", given up in %s unless its key calls", span(time.Until(c.PendingUntil)))
 	}
 	return state
+}
+
+// stateSince is when a connector's state began; the zero time where the edge
+// does not say: of one that drains it tells since when that is connected.
+func stateSince(c client.Connector) time.Time {
+	if c.State == client.ConnectorDraining {
+		return time.Time{}
+	}
+	return c.Since
 }
 
 // knownBy writes how the edge came to know a connector.
