@@ -113,6 +113,7 @@ type Connector struct {
 	// Made by Run before anything else runs.
 	state   *state.Dir // nil: nothing is to be remembered
 	started time.Time  // on the wall's clock
+	waiting []string   // edges of an earlier token that have yet to let us in
 
 	warned sync.Once // of a state directory that will not last
 
@@ -219,6 +220,9 @@ func (c *Connector) open() (release func(), err error) {
 	key, err := c.readKey()
 	if err == nil {
 		edges := c.gather(saved)
+		if c.state != nil {
+			c.sayToken(edges)
+		}
 		if len(edges) == 0 {
 			err = fmt.Errorf("finding an edge: none is declared, and none is known in %q: run with a token (`warren token create` at the edge makes one)", c.spec.StateDir)
 		}

@@ -110,7 +110,7 @@ func (e *edge) control(ctx context.Context) error {
 		case ctx.Err() != nil, errors.Is(err, errNews), errors.Is(err, errRekeyed):
 			continue
 		case over(err):
-			return fmt.Errorf("%w: %w", ErrRefused, err)
+			return fmt.Errorf("%w: %w%s", ErrRefused, err, e.afterRevocation(err))
 		}
 		e.complain(err)
 		delay := retry.next()

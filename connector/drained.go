@@ -34,7 +34,7 @@ func (e *edge) lookIn(ctx context.Context) error {
 		switch {
 		case over(err):
 			e.quiet.Store(false)
-			return fmt.Errorf("%w: %w", ErrRefused, err)
+			return fmt.Errorf("%w: %w%s", ErrRefused, err, e.afterRevocation(err))
 		case err == nil && !drained:
 			e.mu.Lock()
 			e.gone = nil

@@ -47,7 +47,6 @@ type edge struct {
 	title    string
 	spec     EdgeSpec
 	declared bool // the edge knows this connector from its configuration
-	invited  bool // the token is for this edge; of run's goroutine alone
 	log      *slog.Logger
 
 	flows    *flows // those of this edge, within its grant
@@ -63,6 +62,10 @@ type edge struct {
 	member *state.Edge // the enrolment; nil: there was none. What it points to does not change
 	grant  grant       // the last one of this run
 	told   []EdgeURL   // where the edge says that it listens; nil: it did not
+
+	invited  bool      // the token is for this edge; changed by run's goroutine alone
+	unsaved  bool      // what member holds is not on the disk
+	saveNext time.Time // not before
 
 	// Of run's goroutine alone.
 	at    netip.AddrPort // where the tunnel calls; zero before Join

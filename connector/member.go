@@ -25,12 +25,15 @@ const (
 	// has forgotten it. An edge that is away is disturbed by nothing of it, and
 	// to one that knows the key an enrolment is a repetition.
 	enrolAgain = time.Minute
+	// saveEvery is the least time between two attempts to save an enrolment.
+	saveEvery = time.Minute
 )
 
 // Hints of an edge that does not answer, though it was enrolled at.
 const (
 	hintPending   = "its enrolment was not completed: run again with the token"
-	hintForgotten = "it may have forgotten this connector (ephemeral, or revoked more than 7 days ago)"
+	hintForgotten = "it may have forgotten this connector (ephemeral, or revoked more than 7 days ago), " +
+		"or it, or this connector's state directory, was restored from a backup that is older than the enrolment or the last change of the key"
 )
 
 // gather makes an edge of each that is declared, enrolled, or to be enrolled,
@@ -90,7 +93,7 @@ func (e *edge) membership() (member *state.Edge, gone error) {
 }
 
 // remember changes what is remembered of the enrolment, where there is one,
-// and saves it. What cannot be saved holds in this run.
+// and saves it. What cannot be saved holds in this run, and saveAgain tries.
 func (e *edge) remember(change func(*state.Edge)) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -100,20 +103,43 @@ func (e *edge) remember(change func(*state.Edge)) {
 	member := *e.member
 	change(&member)
 	e.member = &member
-	if err := e.c.state.SaveEdge(member); err != nil {
-		e.log.Warn("remembering failed", "err", err)
-	}
+	e.saveLocked()
 }
 
-// confirm notes that the edge has answered this connector's own key: the token
-// is needed no more.
-func (e *edge) confirm() {
-	if member, _ := e.membership(); member == nil || member.Confirmed {
-		return
+// saveLocked saves what is remembered of the enrolment. The caller holds mu.
+func (e *edge) saveLocked() {
+	err := e.c.state.SaveEdge(*e.member)
+	if err != nil && !e.unsaved {
+		e.log.Warn("remembering failed", "err", err, "hint", fmt.Sprintf(
+			"make room in %s, and let this connector write there: it tries again every now and then, and needs the token at its next start otherwise", e.c.spec.StateDir))
 	}
-	e.remember(func(m *state.Edge) { m.Confirmed = true })
-	e.log.Info("enrolment is complete", "hint", "the token is needed no more")
-	e.c.rotation.poke()
+	e.unsaved, e.saveNext = err != nil, time.Now().Add(saveEvery)
+}
+
+// saveAgain saves what could not be saved, and tells whether that was done now.
+func (e *edge) saveAgain() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.unsaved || time.Now().Before(e.saveNext) {
+		return false
+	}
+	e.saveLocked()
+	return !e.unsaved
+}
+
+// confirm is called with each answer to this connector's own key. The first
+// completes the enrolment.
+func (e *edge) confirm() {
+	member, _ := e.membership()
+	switch {
+	case member == nil:
+	case !member.Confirmed:
+		e.remember(func(m *state.Edge) { m.Confirmed = true })
+		e.log.Info("enrolment is complete", "hint", e.c.tokenHint())
+		e.c.rotation.poke()
+	case e.saveAgain():
+		e.log.Info("remembered after all", "hint", e.c.tokenHint())
+	}
 }
 
 // mustEnrol tells whether the edge can only be joined with the token.
@@ -164,7 +190,9 @@ func (e *edge) enrol(ctx context.Context) error {
 		case ctx.Err() != nil, e.state().Alive:
 		case errors.As(err, &refusal) && refusal.Final() && e.belongs(refusal.Code):
 			e.log.Info("not enrolled", "reason", "the edge should know this connector's key without the token", "err", err)
+			e.mu.Lock()
 			e.invited = false
+			e.mu.Unlock()
 			return nil
 		case errors.As(err, &refusal) && refusal.Final():
 			// An edge that has just come back may know the key, whatever has

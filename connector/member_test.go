@@ -408,7 +408,7 @@ func TestSilenceOfAnEdgeThatWasEnrolledAt(t *testing.T) {
 		want      string
 	}{
 		{"pending", false, "its enrolment was not completed: run again with the token"},
-		{"confirmed", true, "it may have forgotten this connector (ephemeral, or revoked more than 7 days ago)"},
+		{"confirmed", true, hintForgotten},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
