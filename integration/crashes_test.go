@@ -52,27 +52,30 @@ func TestKilledWhileItChanges(t *testing.T) {
 // TestStateInUse starts a second edge on a state directory that one runs with.
 func TestStateInUse(t *testing.T) {
 	w, lab := daemon.Find(t), netns.New(t)
-	first := w.StartEdge(t, lab.Host("first"), daemon.EdgeConfig{Name: "first", Key: w.GenKey(t), Listen: ":51820"})
+	key := w.GenKey(t)
+	first := w.StartEdge(t, lab.Host("first"), daemon.EdgeConfig{Name: "first", Key: key, Listen: ":51820"})
 	state := filepath.Join(first.Dir, "state")
-	second := w.NewEdge(t, lab.Host("second"), daemon.EdgeConfig{Name: "second", Key: w.GenKey(t), Listen: ":51820", State: state})
-	refused := func() {
+	second := w.NewEdge(t, lab.Host("second"), daemon.EdgeConfig{Name: "second", Key: key, Listen: ":51820", State: state})
+	other := w.NewEdge(t, lab.Host("other"), daemon.EdgeConfig{Name: "other", Key: w.GenKey(t), Listen: ":51820", State: state})
+	refused := func(e *daemon.Edge, why string) {
 		t.Helper()
-		second.Start()
+		e.Start()
 		select {
-		case <-second.Done():
-			if out := second.Output(); second.ExitCode() != 1 || !strings.Contains(out, state) || !strings.Contains(out, "another") {
-				t.Errorf("it ended with exit code %d and says:\n%s", second.ExitCode(), out)
+		case <-e.Done():
+			if out := e.Output(); e.ExitCode() != 1 || !strings.Contains(out, state) || !strings.Contains(out, why) {
+				t.Errorf("it ended with exit code %d and says:\n%s", e.ExitCode(), out)
 			}
 		case <-time.After(20 * time.Second):
-			t.Fatalf("it runs:\n%s", second.Output())
+			t.Fatalf("it runs:\n%s", e.Output())
 		}
 	}
-	refused()
+	refused(second, "another edge runs with it")
 	if status, _, err := first.Get(t.Context(), "/readyz"); err != nil || status != 200 {
 		t.Errorf("the first edge is ready: %d, %v", status, err)
 	}
 	// A process that was killed holds nothing.
 	first.Kill()
+	refused(other, "belongs to the edge with key") // whoever has the key is this edge
 	second.Start()
 	second.WaitReady()
 }
