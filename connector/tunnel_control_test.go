@@ -3,6 +3,8 @@ package connector
 import (
 	"errors"
 	"io"
+	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -190,5 +192,26 @@ func exchange(t *testing.T, c io.ReadWriter) {
 	}
 	if _, err := io.ReadFull(c, got); err != nil || string(got) != string(sent) {
 		t.Errorf("%d bytes do not come back: %v", len(sent), err)
+	}
+}
+
+// TestEdgeThatWasLeftIsJoinedAgain: as one that drained the connector is.
+func TestEdgeThatWasLeftIsJoinedAgain(t *testing.T) {
+	edgeKey, key := newKey(t), newKey(t)
+	edge := openEdge(t, edgeKey, key, "127.0.0.1:0")
+	device, err := openTunnel(TunnelConfig{PrivateKey: key, Listen: netip.MustParseAddrPort("127.0.0.1:0"), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer device.Close()
+	for range 3 {
+		peer, err := device.Join(JoinConfig{
+			Name: testEdge, PublicKey: edgeKey.PublicKey(), Endpoint: edge.addr(), OnState: func(State) {},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		await(t, "the edge answers", func() bool { return peer.State().Alive })
+		peer.Remove()
 	}
 }
