@@ -232,6 +232,10 @@ func (e *edge) tellKey(ctx context.Context, next wgtypes.Key) error {
 // errNotTold: an edge has enrolled the old key meanwhile, or is about to.
 var errNotTold = errors.New("an edge has yet to learn the new key")
 
+// errNobody: the edges have all given this connector up. With a key that none
+// of them knows, it would not even be told so at its next start.
+var errNobody = errors.New("no edge is left that knows this connector")
+
 // take makes the next key the one that is saved, where all edges that know the
 // old one were told.
 func (r *rotation) take(next wgtypes.Key, told map[*edge]bool) error {
@@ -241,10 +245,16 @@ func (r *rotation) take(next wgtypes.Key, told map[*edge]bool) error {
 	if r.enrolling > 0 {
 		return errNotTold
 	}
+	known := false // to an edge that goes on with this connector
 	for _, e := range c.list() {
-		if member, gone := e.membership(); member != nil && mayCome(gone) && !told[e] {
+		member, gone := e.membership()
+		if member != nil && mayCome(gone) && !told[e] {
 			return errNotTold
 		}
+		known = known || member != nil && gone == nil
+	}
+	if !known {
+		return errNobody
 	}
 	if _, err := c.state.TakeNext(); err != nil {
 		return err

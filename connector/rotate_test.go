@@ -495,3 +495,29 @@ func TestKeyIsNotToldToAnEdgeThatWasLeft(t *testing.T) {
 		}
 	})
 }
+
+// Edges that all revoke the connector while its new key waits leave it the old
+// one: they can tell nobody else that it was revoked.
+func TestKeyStaysWhenNoEdgeIsLeft(t *testing.T) {
+	twoEdges(t, func(t *testing.T, b *bench, first, second *fakeControl) {
+		b.start()
+		old := b.savedKey()
+		b.joinAt(testEdge)
+		b.joinAt(secondEdge)
+		revoked := wire.Refuse(wire.CodeRevoked, "connector \"berlin-1\" was revoked")
+		for _, c := range []*fakeControl{first, second} {
+			c.set(func() { c.refuse = func(wire.KeyRequest) *wire.Refusal { return revoked } })
+		}
+		askToRotate(first)
+		for _, c := range []*fakeControl{first, second} {
+			c.set(func() { c.refusal = revoked })
+		}
+		synctest.Wait()
+		if err := b.finish(); !errors.Is(err, ErrRefused) {
+			t.Error(err)
+		}
+		if b.savedKey() != old || len(b.tunnel.used()) != 0 {
+			t.Error("the key was changed to one that nobody knows")
+		}
+	})
+}
