@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
@@ -121,15 +120,11 @@ func (p devicePeer) Remove() {
 	p.d.forget(p.p.PublicKey())
 }
 
-// farewell is how short before its death an edge must have been heard to have
-// said farewell: one that falls silent takes more than 2 s to be given up.
-const farewell = time.Second
-
 func stateOf(s tunnel.PeerState) State {
 	return State{
 		Alive:         s.Alive,
 		Draining:      s.Draining,
-		Left:          !s.Alive && !s.Since.IsZero() && s.Since.Sub(s.Heard) < farewell,
+		Left:          s.Left,
 		RTT:           s.RTT,
 		LastHandshake: s.LastHandshake,
 		Endpoint:      netip.AddrPortFrom(s.Endpoint.Addr().Unmap(), s.Endpoint.Port()),

@@ -121,7 +121,8 @@ func (n *networks) State(name string) (enroll.State, bool) {
 	if p == nil {
 		return enroll.State{}, false
 	}
-	return enroll.State{Alive: p.Alive()}, true
+	s := p.State()
+	return enroll.State{Alive: s.Alive, Left: s.Left}, true
 }
 
 func errNoConnector(name string) error {

@@ -8,7 +8,8 @@ const (
 	// brief is how long it may be silent before that is an absence at all:
 	// until then its name is its own, for it lives on behind a loss of some
 	// seconds, and an edge that has restarted waits for all of its connectors.
-	// Who comes in its place sooner gets a name with -2, as with other tokens.
+	// Who comes in its place sooner gets a name with -2, as with other tokens;
+	// but the name of one that said farewell is free at once.
 	brief = 30 * time.Second
 	// callIn is how long after its start an edge forgets nobody, so that those
 	// can call who could not while it was down. A connector tries that again
@@ -44,13 +45,16 @@ func (c *connector) noteAbsence(now time.Time) (rec connectorRecord, changed boo
 }
 
 // replaceable reports whether a joiner with t takes the place of c: one of the
-// same ephemeral token that is absent, and that this process would have heard
-// by now.
+// same ephemeral token that said farewell, or is absent and would have been
+// heard by this process by now.
 func (r *Registry) replaceable(c *connector, t *token, now time.Time) bool {
 	if c.declared || c.rec.Pending || !c.rec.Ephemeral || c.rec.Token != t.rec.ID {
 		return false
 	}
-	if state, _ := r.peers.State(c.rec.Name); state.Alive || c.missed.IsZero() {
+	switch state, _ := r.peers.State(c.rec.Name); {
+	case state.Left:
+		return true
+	case state.Alive, c.missed.IsZero():
 		return false
 	}
 	return now.Sub(c.missed) >= brief && now.Sub(r.started) >= brief

@@ -29,6 +29,7 @@ func TestANameIsGivenOverAfterAnAbsenceAlone(t *testing.T) {
 		{"it fell silent just now", func(w *world, token wire.Token) { w.absent(time.Hour); w.setAlive("web", false) }, "web-2"},
 		{"silent for 3 seconds", func(w *world, token wire.Token) { w.setAlive("web", false); w.absent(3 * time.Second) }, "web-2"},
 		{"silent for 29 seconds", func(w *world, token wire.Token) { w.setAlive("web", false); w.absent(brief - time.Second) }, "web-2"},
+		{"it said farewell", func(w *world, token wire.Token) { w.setAlive("web", false); w.setLeft("web") }, "web"},
 		{"silent for 30 seconds", func(w *world, token wire.Token) { w.setAlive("web", false); w.absent(brief) }, "web"},
 		{"it came back just now", func(w *world, token wire.Token) { w.setAlive("web", false); w.absent(brief); w.setAlive("web", true) }, "web-2"},
 		{"it came back and fell silent again", func(w *world, token wire.Token) {

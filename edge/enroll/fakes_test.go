@@ -135,6 +135,7 @@ type fakeMember struct {
 	next, old wgtypes.Key
 	held      bool
 	dead      bool
+	left      bool // dead because it said farewell
 	declared  bool
 }
 
@@ -329,7 +330,7 @@ func (p *fakePeers) State(name string) (State, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	m := p.members[name]
-	return State{Alive: m != nil && !m.dead}, m != nil
+	return State{Alive: m != nil && !m.dead, Left: m != nil && m.left}, m != nil
 }
 
 // member returns a copy of what the tunnel has of a connector.

@@ -129,6 +129,7 @@ type Member struct {
 // State is what the tunnel knows of a connector.
 type State struct {
 	Alive bool
+	Left  bool // it is not Alive because it said farewell
 }
 
 // validate refuses a Spec that contradicts itself.

@@ -23,7 +23,14 @@ func (w *world) setAlive(name string, alive bool) {
 	if m == nil {
 		w.t.Fatalf("the tunnel has no %q", name)
 	}
-	m.dead = !alive
+	m.dead, m.left = !alive, false
+}
+
+// setLeft makes a connector one that said farewell.
+func (w *world) setLeft(name string) {
+	w.tun.mu.Lock()
+	defer w.tun.mu.Unlock()
+	w.tun.members[name].left = true
 }
 
 // A rolling restart: each replica of ten comes back with a key of its own,

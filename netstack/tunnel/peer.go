@@ -96,6 +96,7 @@ var errLost = fmt.Errorf("the other end of the tunnel fell silent: %w", netx.Err
 // PeerState is what is known of a peer at a moment.
 type PeerState struct {
 	Alive         bool
+	Left          bool           // it is not Alive because it said farewell
 	Draining      bool           // the other end asked for no new flows
 	Held          bool           // SetHeld: our operator wants no new flows there
 	KeyShared     bool           // two machines use this key, in turns
@@ -166,7 +167,7 @@ func (p *Peer) State() PeerState {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return PeerState{
-		Alive: p.life.alive, Draining: p.draining.Load(), Held: p.held.Load(), KeyShared: p.shared.Load(), Since: p.life.since,
+		Alive: p.life.alive, Left: !p.life.alive && p.left.Load(), Draining: p.draining.Load(), Held: p.held.Load(), KeyShared: p.shared.Load(), Since: p.life.since,
 		Heard: p.lastHeard(), RTT: p.rtt, PathMTU: p.mtu.working, BootID: p.boot.Load(),
 		Endpoint: dev.endpoint, LastHandshake: dev.handshake, RxBytes: bytes.rx, TxBytes: bytes.tx,
 		Flows: p.nic.Flows(),
