@@ -310,6 +310,8 @@ func (e *Edge) metricsText() string {
 func (e *Edge) onPeer(p *tunnel.Peer, s tunnel.PeerState) {
 	attrs := []any{"connector", p.Name(), "network", p.NetworkName()}
 	switch {
+	case s.Held && s.Alive && !s.KeyShared: // one that serves another edge asks each minute whether the drain is over
+		e.log.Debug("drained connector looks in", attrs...)
 	case s.Alive && s.KeyShared:
 		e.log.Warn("two machines run with the key of one connector, and take the tunnel from each other: give each a key of its own",
 			append(attrs, "from", s.Endpoint.String())...)
@@ -318,6 +320,8 @@ func (e *Edge) onPeer(p *tunnel.Peer, s tunnel.PeerState) {
 	case s.Alive:
 		e.log.Info("connector up", append(attrs, "from", s.Endpoint.String())...)
 		e.monitor.Recheck(p.NetworkName())
+	case s.Left:
+		e.log.Info("connector left", append(attrs, "last_heard", s.Heard.Format(time.RFC3339))...)
 	default:
 		e.log.Warn("connector down", append(attrs, "last_heard", s.Heard.Format(time.RFC3339))...)
 	}
