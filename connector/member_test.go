@@ -16,6 +16,7 @@ import (
 
 	"github.com/warrenmesh/warren/connector/state"
 	"github.com/warrenmesh/warren/edge/wire"
+	"github.com/warrenmesh/warren/integration/require"
 )
 
 // fakeEnroller answers enrolments as a test says, by edge.
@@ -528,7 +529,7 @@ func TestVolatileStateIsWarnedOf(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			path, err := os.MkdirTemp(tmpfs, "warren")
 			if err != nil {
-				t.Skip("this machine has no such tmpfs: ", err)
+				require.Missing(t, "a tmpfs at %s: %v", tmpfs, err)
 			}
 			t.Cleanup(func() { _ = os.RemoveAll(path) })
 			inBubble(t, func(t *testing.T, b *bench) {

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/warrenmesh/warren/integration/require"
 )
 
 // terminal is a new terminal: what is written to keys is typed there.
@@ -17,7 +19,7 @@ func terminal(t *testing.T) (keys, screen *os.File) {
 	t.Helper()
 	keys, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		t.Skipf("no terminal can be made here: %v", err)
+		require.Missing(t, "a pseudo-terminal (/dev/ptmx): %v", err)
 	}
 	t.Cleanup(func() { _ = keys.Close() })
 	n, err := unix.IoctlGetInt(int(keys.Fd()), unix.TIOCGPTN)
@@ -29,7 +31,7 @@ func terminal(t *testing.T) (keys, screen *os.File) {
 	}
 	screen, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		t.Skipf("no terminal can be opened here: %v", err)
+		require.Missing(t, "a pseudo-terminal (/dev/pts): %v", err)
 	}
 	t.Cleanup(func() { _ = screen.Close() })
 	return keys, screen
