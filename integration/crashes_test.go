@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -158,6 +159,8 @@ type ruin struct {
 	is    *belief // what was acknowledged
 	doing *change // what was not, when the child was killed
 
+	takes time.Duration // that a change takes here: a running mean
+
 	made, kills, halfway, born int
 }
 
@@ -171,17 +174,15 @@ func (r *ruin) step() {
 		r.ask(c)
 		return
 	}
-	// A change takes a millisecond or two on the disk.
-	moment := time.Duration(r.random.Int64N(int64(3 * time.Millisecond)))
-	child, timer := r.child, time.NewTimer(moment)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		<-timer.C
-		child.Process.Kill()
-	}()
-	r.ask(c)
-	<-done
+	// A change takes what the last ones took: milliseconds on one disk, a
+	// twentieth of one on another. A timer would be too coarse for that.
+	err := r.lines.Encode(c)
+	sent, moment := time.Now(), time.Duration(r.random.Int64N(int64(r.takes)+1))
+	for time.Since(sent) < moment {
+		runtime.Gosched()
+	}
+	r.child.Process.Kill()
+	r.hear(c, err)
 	r.reap()
 }
 
@@ -245,8 +246,15 @@ func newKey(t *testing.T) wgtypes.Key {
 // ask has the child make a change, and believes it once it is acknowledged.
 func (r *ruin) ask(c change) {
 	r.t.Helper()
+	sent := time.Now()
+	r.hear(c, r.lines.Encode(c))
+	r.takes += (time.Since(sent) - r.takes) / 8
+}
+
+// hear waits for the answer to a change that was sent, or not.
+func (r *ruin) hear(c change, err error) {
+	r.t.Helper()
 	var answer changed
-	err := r.lines.Encode(c)
 	if err == nil {
 		err = r.answers.Decode(&answer)
 	}
