@@ -16,6 +16,7 @@ import (
 	"github.com/warrenmesh/warren/connector/origin"
 	"github.com/warrenmesh/warren/connector/state"
 	"github.com/warrenmesh/warren/edge/wire"
+	"github.com/warrenmesh/warren/host"
 )
 
 // Defaults and limits of a Spec.
@@ -76,6 +77,9 @@ type Spec struct {
 	// MetricsListen is the TCP address of /metrics, /healthz and /readyz, a
 	// host:port. Default: off.
 	MetricsListen string
+	// Profiles serves /debug/pprof on MetricsListen as well, which must be a
+	// loopback address then.
+	Profiles bool
 }
 
 // keyFile is where the private key is read from.
@@ -197,6 +201,11 @@ func (s Spec) Validate(report func(path, value, hint string)) {
 		}
 		if err != nil {
 			report("metrics.listen", s.MetricsListen, "want an address and a port, such as 127.0.0.1:9192")
+		}
+	}
+	if s.Profiles {
+		if err := host.CheckProfiles(s.MetricsListen); err != nil {
+			report("metrics.pprof", "true", err.Error())
 		}
 	}
 }

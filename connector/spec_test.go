@@ -87,6 +87,8 @@ func TestValidate(t *testing.T) {
 			want: []string{"limits.max_tcp_flows", "limits.max_udp_flows", "limits.udp_idle"}},
 		{name: "drain", change: func(s *Spec) { s.Grace = 25 * time.Hour }, want: []string{"connector.drain"}},
 		{name: "no drain", change: func(s *Spec) { s.Grace = -1 }},
+		{name: "profiles", change: func(s *Spec) { s.MetricsListen, s.Profiles = "127.0.0.1:9192", true }},
+		{name: "profiles without a listener", change: func(s *Spec) { s.Profiles = true }, want: []string{"metrics.pprof"}},
 		{name: "metrics", change: func(s *Spec) { s.MetricsListen = "localhost" }, want: []string{"metrics.listen"}},
 		{name: "metrics on any port", change: func(s *Spec) { s.MetricsListen = "127.0.0.1:0" }},
 	}

@@ -36,6 +36,9 @@ func TestHealth(t *testing.T) {
 		check("before an edge answers", 503, "no edge is joined")
 		p := b.join()
 		check("with an edge", 200, "ready")
+		if code, _ := get(t, h, "/debug/pprof/"); code != 404 {
+			t.Errorf("profiles that nobody asked for: %d", code)
+		}
 		p.set(State{})
 		synctest.Wait()
 		check("without its edge", 503, "no edge is joined")

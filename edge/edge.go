@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"path/filepath"
 	"runtime"
@@ -232,8 +233,12 @@ func (e *Edge) openPages(ctx context.Context, servers *sync.WaitGroup) error {
 		return err
 	}
 	e.metricsAt = ln.Addr()
+	var profiles func(*http.ServeMux)
+	if e.first.Metrics.Profiles {
+		profiles = host.HandleProfiles
+	}
 	servers.Go(func() {
-		if err := observe.Serve(ctx, ln, observe.Handler(e.observer.Metrics, e.ready)); err != nil {
+		if err := observe.Serve(ctx, ln, observe.Handler(e.observer.Metrics, e.ready, profiles)); err != nil {
 			e.log.Error("the metrics listener is gone", "err", err)
 		}
 	})

@@ -135,6 +135,9 @@ type metricsTable struct {
 	// Listen is the TCP address of /metrics, /healthz and /readyz. Default: "",
 	// off.
 	Listen string `toml:"listen"`
+	// Pprof serves /debug/pprof there as well, to find out where time and
+	// memory go; listen has to be a loopback address then. Default: false.
+	Pprof bool `toml:"pprof"`
 }
 
 // logTable is [log].
@@ -237,6 +240,7 @@ func (f *file) spec(doc *strict.Doc, env Env) connector.Spec {
 		UDPIdle:        f.Limits.UDPIdle,
 		Grace:          c.Drain,
 		MetricsListen:  f.Metrics.Listen,
+		Profiles:       f.Metrics.Pprof,
 	}
 	if s.Name == "" {
 		s.Name = hostName()

@@ -171,6 +171,7 @@ func TestProblems(t *testing.T) {
 		{"empty allow", least + "[guard]\nallow = []\n", []string{`5: guard.allow: empty list; remove it to allow the granted routes, or list what may be dialled`}},
 		{"limits", least + "[limits]\nudp_idle = '0s'\nmax_tcp_flows = 0", []string{
 			`5: limits.udp_idle: "0s": out of range; use 1s to 24h`, `6: limits.max_tcp_flows: 0: out of range; use 1 to 1048576`}},
+		{"profiles for everybody", least + "[metrics]\nlisten = ':9192'\npprof = true\n", []string{"6: metrics.pprof: true: profiles are for this machine alone: listen on a loopback address, such as 127.0.0.1:9191, or leave pprof off"}},
 		{"metrics", least + "[metrics]\nlisten = '9192'\n", []string{`5: metrics.listen: "9192": want an address and a port, such as 127.0.0.1:9192`}},
 		{"unknown", least + "[gaurd]\n", []string{`4: gaurd: unknown key; did you mean "guard"?`}},
 	} {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"github.com/warrenmesh/warren/edge/observe"
+	"github.com/warrenmesh/warren/host"
 )
 
 // metricsTable is [metrics].
@@ -12,6 +13,9 @@ type metricsTable struct {
 	// Listen is the TCP address of /metrics, /healthz and /readyz; "" turns it
 	// off. Port 0 is any free port. Default: 127.0.0.1:9191.
 	Listen Socket `toml:"listen" default:"127.0.0.1:9191"`
+	// Pprof serves /debug/pprof there as well, to find out where time and
+	// memory go; listen has to be a loopback address then. Default: false.
+	Pprof bool `toml:"pprof"`
 }
 
 // Metrics says where /metrics, /healthz and /readyz are served.
@@ -21,6 +25,8 @@ type Metrics struct {
 	Listen netip.AddrPort
 	// On tells whether there is such a listener at all.
 	On bool
+	// Profiles tells whether /debug/pprof is served there as well.
+	Profiles bool
 }
 
 // Log is the [log] table.
@@ -52,7 +58,12 @@ func (l Log) Spec() observe.LogSpec { return observe.LogSpec{Path: l.Flows} }
 
 func (l *loader) buildObserve() {
 	listen := l.file.Metrics.Listen
-	l.cfg.Metrics = Metrics{Listen: listen.AddrPort, On: listen != Socket{}}
+	l.cfg.Metrics = Metrics{Listen: listen.AddrPort, On: listen != Socket{}, Profiles: l.file.Metrics.Pprof}
+	if l.file.Metrics.Pprof {
+		if err := host.CheckProfiles(listen.String()); err != nil {
+			l.doc.Add("metrics.pprof", err.Error(), "")
+		}
+	}
 	l.cfg.Log = l.file.Log
 	switch f := l.cfg.Log.Flows; f {
 	case "":

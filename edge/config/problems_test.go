@@ -85,6 +85,9 @@ name = "tokyo"`, "[[network]]\nname = \"tokyo\"\n@[[device]]\nname='x'", []strin
 			`pool[1].endpoints: missing; add a [[pool.endpoints]] with its address`}},
 		{"timeout over the interval", `timeout = "1s"`, `@timeout = "6s"`, []string{`monitor[0].timeout: "6s": use 1ms up to the interval, 5s`}},
 
+		{"profiles for everybody", `listen = "127.0.0.1:9191"`, "listen = ':9191'\n@pprof = true", []string{
+			`metrics.pprof: true: profiles are for this machine alone: listen on a loopback address, such as 127.0.0.1:9191, or leave pprof off`}},
+
 		{"no protocol", `listen = ["tcp/5432"]`, `@listen = ["5432"]`, []string{`app[0].listen[0]: "5432": the protocol is missing; write "tcp/5432" or "udp/5432"`}},
 		{"listener's port", `listen = ["tcp/5432"]`, `@listen = ["tcp/5432", "tcp/99999"]`, []string{`app[0].listen[1]: "tcp/99999": port out of range; use 1 to 65535`}},
 		{"listener's range", `listen = ["tcp/8000-8002"]`, `@listen = ["tcp/8002-8000"]`, []string{`app[1].listen[0]: "tcp/8002-8000": the range ends before it begins; write 8000-8002`}},

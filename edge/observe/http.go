@@ -13,13 +13,17 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Handler serves /metrics, /healthz and /readyz.
+// Handler serves /metrics, /healthz and /readyz, and what more adds, where it
+// is not nil.
 //
 // /healthz answers 200 as long as the process answers at all. /readyz answers
 // 200 if ready says that new flows are accepted, and 503 with the reason if
 // not.
-func Handler(m *Metrics, ready func() (ok bool, why string)) http.Handler {
+func Handler(m *Metrics, ready func() (ok bool, why string), more func(*http.ServeMux)) http.Handler {
 	mux := http.NewServeMux()
+	if more != nil {
+		more(mux)
+	}
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		Registry:            m.registry,
 		MaxRequestsInFlight: 4, // a scrape walks every series; a fifth scraper at once is a mistake

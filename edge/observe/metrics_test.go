@@ -22,7 +22,7 @@ import (
 func series(t *testing.T, m *Metrics) map[string]float64 {
 	t.Helper()
 	w := httptest.NewRecorder()
-	Handler(m, nil).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	Handler(m, nil, nil).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	if w.Code != http.StatusOK {
 		t.Fatalf("scraping: %d %s", w.Code, w.Body)
 	}
@@ -173,7 +173,7 @@ func TestMetricNamesFollowConventions(t *testing.T) {
 func TestPages(t *testing.T) {
 	m := NewMetrics(Build{})
 	why := ""
-	h := Handler(m, func() (bool, string) { return why == "", why })
+	h := Handler(m, func() (bool, string) { return why == "", why }, nil)
 	tests := []struct {
 		name, method, path, why string
 		code                    int
@@ -207,7 +207,7 @@ func TestServe(t *testing.T) {
 	defer cancel()
 	served := make(chan error, 1)
 	go func() {
-		served <- Serve(ctx, ln, Handler(NewMetrics(Build{}), func() (bool, string) { return true, "" }))
+		served <- Serve(ctx, ln, Handler(NewMetrics(Build{}), func() (bool, string) { return true, "" }, nil))
 	}()
 	client := &http.Client{Transport: &http.Transport{}}
 	defer client.CloseIdleConnections()
