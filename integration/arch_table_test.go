@@ -94,6 +94,9 @@ var rooms = []room{
 	{"integration/daemon", []string{"integration/...", "edge/admin/client"}, whyTests},
 	{"integration/guide", []string{"integration/..."}, whyTests},
 	{"integration/bench", []string{"integration/...", "edge/...", "connector/...", "netstack/..."}, whyTests},
+	{"integration/bench/impair", []string{}, whyLeaf},
+	{"integration/bench/load", []string{}, whyLeaf},
+	{"integration/bench/naive", []string{}, "the yardstick is upstream's parts and nothing of ours, or Warren would be measured by itself"},
 }
 
 // testsMay is what the tests of every room may import on top: the fake
