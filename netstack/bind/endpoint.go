@@ -2,10 +2,12 @@ package bind
 
 import (
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"strconv"
 	"sync/atomic"
+	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
 )
@@ -18,6 +20,30 @@ type Endpoint struct {
 	src     netip.Addr     // not valid for an Endpoint that was parsed
 	cleared atomic.Bool    // src counts no more
 	wire    wire           // dst and src as the kernel wants them
+
+	// refused is 0, or the size from which datagrams cannot be segments of a
+	// message, in its low 16 bits, and above them the second of Unix time
+	// until which that is believed.
+	refused atomic.Uint64
+}
+
+// refusal is how long it is believed that a path refuses segments. Routes and
+// MTUs change under a daemon that runs for months; trying again costs one
+// system call that fails.
+const refusal = 10 * time.Minute
+
+// refuse notes that datagrams of size bytes and more are not to be grouped.
+func (e *Endpoint) refuse(size int, now time.Time) {
+	e.refused.Store(uint64(now.Add(refusal).Unix())<<16 | uint64(size))
+}
+
+// alone returns the size from which datagrams are not to be grouped.
+func (e *Endpoint) alone(now func() time.Time) int {
+	v := e.refused.Load()
+	if v == 0 || uint64(now().Unix()) >= v>>16 {
+		return math.MaxInt
+	}
+	return int(v & (1<<16 - 1))
 }
 
 var _ conn.Endpoint = (*Endpoint)(nil)

@@ -90,7 +90,7 @@ func TestWhatWasSentInPartIsNoError(t *testing.T) {
 			defer b.Close()
 			s := b.current.Load().v4
 			k := s.kernel.Load()
-			s.kernel.Store(&kernelConn{k.UDPConn, &failingConn{k.raw, tt.good, tt.err}})
+			s.kernel.Store(&kernelConn{UDPConn: k.UDPConn, raw: &failingConn{k.raw, tt.good, tt.err}, segments: k.segments})
 			e, _ := parseEndpoint("127.0.0.1:9")
 			err := b.Send(make([][]byte, 3*maxBatch), e)
 			if (err != nil) != tt.fails || tt.fails && !errors.Is(err, tt.err) {

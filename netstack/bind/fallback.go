@@ -84,18 +84,29 @@ func (r *receiver) datagram(_ int, from *origin) (size int, whole bool) {
 
 // sender sends its datagrams one by one.
 type sender struct {
+	got  int // messages of the last call
 	bufs [][]byte
 	dst  netip.AddrPort
 }
 
 func newSender() *sender { return &sender{} }
 
-func (m *sender) fill(bufs [][]byte, e *Endpoint) { m.bufs, m.dst = bufs, e.wire.dst }
-func (m *sender) release()                        { m.bufs = nil }
-func (m *sender) left() int                       { return len(m.bufs) }
-func (m *sender) skip(n int)                      { m.bufs = m.bufs[n:] }
-func (m *sender) hasSource() bool                 { return false }
-func (m *sender) clearSource()                    {}
+func (m *sender) fill(bufs [][]byte, e *Endpoint, _ int) { m.bufs, m.dst = bufs, e.wire.dst }
+func (m *sender) release()                               { m.bufs = nil }
+func (m *sender) left() int                              { return len(m.bufs) }
+func (m *sender) hasSource() bool                        { return false }
+func (m *sender) group(_, _ int)                         {}
+func (m *sender) clearSource(int)                        {}
+func (m *sender) first() (datagrams, size int)           { return 1, len(m.bufs[0]) }
+
+func (m *sender) skip(all bool) int {
+	n := 1
+	if all {
+		n = len(m.bufs)
+	}
+	m.bufs = m.bufs[n:]
+	return n
+}
 
 // try leaves all waiting to tryWaiting, which has a deadline.
 func (m *sender) try(*kernelConn) (n, bytes int, err error) { return 0, 0, syscall.EAGAIN }
@@ -105,6 +116,7 @@ func (m *sender) tryWaiting(k *kernelConn) (n, bytes int, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	m.skip(1)
+	m.skip(false)
+	m.got = 1
 	return 1, bytes, nil
 }

@@ -32,7 +32,14 @@ func listenKernel(network string, at netip.AddrPort, o options) (*kernelConn, er
 		udp.Close()
 		return nil, err
 	}
-	return &kernelConn{UDPConn: udp, raw: raw}, nil
+	k := &kernelConn{UDPConn: udp, raw: raw}
+	_ = raw.Control(func(fd uintptr) {
+		// A kernel that does not know the option ignores the control message,
+		// and would send what is to be cut up in one piece.
+		_, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT)
+		k.segments = err == nil
+	})
+	return k, nil
 }
 
 // set puts the options on a socket that is not bound yet. Buffer sizes are

@@ -70,7 +70,12 @@ func (b *Bind) sendChunk(s *socket, bufs [][]byte, e *Endpoint, deadline *time.T
 		m.release()
 		b.senders.Put(m)
 	}()
-	m.fill(bufs, e)
+	alone := s.kernel.Load().alone(e)
+	m.fill(bufs, e, alone)
+	var split struct { // a message that failed and is sent one by one
+		size int
+		err  error // nil: there is none
+	}
 	retries := 0
 	for m.left() > 0 {
 		k := s.kernel.Load()
@@ -85,9 +90,21 @@ func (b *Bind) sendChunk(s *socket, bufs [][]byte, e *Endpoint, deadline *time.T
 			sent += n
 			b.counts.txDatagrams.Add(uint64(n))
 			b.counts.txBytes.Add(uint64(bytes))
+			b.counts.txMessages.Add(uint64(m.got))
 			b.counts.txCalls.Add(1)
+			if split.err != nil && blames(split.err) {
+				alone = b.refuse(s, e, split.size, split.err)
+				m.group(0, alone)
+			}
+			split.err = nil
 			continue
 		}
+		if datagrams, size := m.first(); datagrams > 1 && splits(err) {
+			split.size, split.err = size, err
+			m.group(datagrams, alone)
+			continue
+		}
+		split.err = nil // a datagram that fails alone acquits the segmentation
 		v := judge(err, m.hasSource())
 		if v.do == tryAgain && retries < maxBatch {
 			retries++
@@ -95,7 +112,7 @@ func (b *Bind) sendChunk(s *socket, bufs [][]byte, e *Endpoint, deadline *time.T
 		}
 		if v.do == dropSource {
 			e.ClearSrc()
-			m.clearSource()
+			m.clearSource(alone)
 			continue
 		}
 		why := v.why
@@ -105,14 +122,45 @@ func (b *Bind) sendChunk(s *socket, bufs [][]byte, e *Endpoint, deadline *time.T
 		if failed == nil && v.lasting {
 			failed = err
 		}
-		count := 1
-		if v.do == dropRest {
-			count = m.left()
-		}
-		b.counts.drop(why, count)
-		m.skip(count)
+		b.counts.drop(why, m.skip(v.do == dropRest))
 	}
 	return sent, failed
+}
+
+// splits reports whether the datagrams of a message that failed with err may
+// fare better one by one.
+func splits(err error) bool {
+	return blames(err) || errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
+}
+
+// blames reports whether err is what the kernel says of a message that it
+// cannot segment: EIO where the device takes no checksum off it or IPsec is on
+// the way, EINVAL or EMSGSIZE where a segment is larger than the path's MTU
+// (alone it leaves in fragments). All of it is about the way to one peer.
+func blames(err error) bool {
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		return false
+	}
+	switch errno {
+	case syscall.EIO, syscall.EINVAL, syscall.EMSGSIZE, syscall.EOPNOTSUPP:
+		return true
+	}
+	return false
+}
+
+// refuse notes that datagrams of size cannot be sent to e in one message, which
+// failed with err, and returns the size from which they are sent alone.
+func (b *Bind) refuse(s *socket, e *Endpoint, size int, err error) (alone int) {
+	if errors.Is(err, syscall.EIO) || errors.Is(err, syscall.EOPNOTSUPP) {
+		size = 1
+	}
+	e.refuse(size, time.Now())
+	b.counts.refused.Add(1)
+	if s.complained.CompareAndSwap(false, true) {
+		b.config.Log.Info("udp segmentation is refused, sending datagrams one by one", "to", e.dst, "from_size", size, "err", err)
+	}
+	return size
 }
 
 // sendWaiting waits for room in the socket's buffer and sends. Those who wait

@@ -35,12 +35,25 @@ type socket struct {
 	at      netip.AddrPort
 	kernel  atomic.Pointer[kernelConn]
 	turn    chan struct{} // held by the one Send that waits for room
+
+	complained atomic.Bool // the log knows that segmentation was refused
 }
 
 // kernelConn is a socket of the kernel.
 type kernelConn struct {
 	*net.UDPConn
 	raw syscall.RawConn
+
+	segments bool // it sends several datagrams in one message
+}
+
+// alone returns the size in bytes from which a datagram to e is a message of
+// its own.
+func (k *kernelConn) alone(e *Endpoint) int {
+	if !k.segments {
+		return 0
+	}
+	return e.alone(time.Now)
 }
 
 // options is what listenKernel sets on a socket before it binds it.
