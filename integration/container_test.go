@@ -70,8 +70,15 @@ func TestContainer(t *testing.T) {
 			t.Errorf("through the container: %v", err)
 		}
 		// The first is remembered for ten minutes: its name was its own a moment ago.
-		if states, err := d.states(t.Context(), "berlin"); err != nil || states[client.ConnectorUp] != 1 {
-			t.Errorf("the connectors are %v, %v; want one that is up", states, err)
+		// A flow may pass before the edge has noted that the new key confirmed.
+		if err := pollFor(t, 10*time.Second, func() error {
+			states, err := d.states(t.Context(), "berlin")
+			if err == nil && states[client.ConnectorUp] != 1 {
+				err = fmt.Errorf("the connectors are %v; want one that is up", states)
+			}
+			return err
+		}); err != nil {
+			t.Error(err)
 		}
 		checkContained(t, j, state)
 		j.Drain()
