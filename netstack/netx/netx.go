@@ -4,7 +4,8 @@
 // errors that the two sides agree on, and imports nothing of Warren.
 //
 // A conn that comes out of a Dialer or a Listener is a net.Conn. What it can
-// do beyond that it says by implementing HalfCloser, Aborter or ReadWaiter.
+// do beyond that it says by implementing HalfCloser, Aborter, ReadWaiter,
+// ReadNotifier or FailureReporter.
 // A datagram conn (UDP) keeps message boundaries: one Write is one datagram,
 // one Read returns one datagram and drops what does not fit the buffer.
 package netx
@@ -48,6 +49,21 @@ type Aborter interface {
 // or an error that the Read will report). It honours the read deadline.
 type ReadWaiter interface {
 	WaitReadable() error
+}
+
+// ReadNotifier is a conn that can tell of input while nobody waits for it.
+type ReadNotifier interface {
+	// WhenReadable calls f once, as soon as a Read would not block (data, end
+	// of stream, or an error that the Read will report), which may be before
+	// it returns. f may be called with the conn's locks held: it must neither
+	// block nor call the conn. The caller owes the Notice a Stop.
+	WhenReadable(f func()) Notice
+}
+
+// Notice is what WhenReadable has promised.
+type Notice interface {
+	// Stop withdraws it. f may be running just then, and is not waited for.
+	Stop()
 }
 
 // FailureReporter is a stream that can say that it has failed without being

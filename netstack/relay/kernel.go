@@ -22,7 +22,6 @@ import (
 type kernelStream struct {
 	raw syscall.RawConn // nil: the conn is no kernel socket
 
-	onBlock    func() // called when a write begins to wait
 	onProgress func() // called when a write got on after waiting
 
 	// The calls' arguments and results, and the callbacks, made once: a
@@ -45,7 +44,10 @@ func (k *kernelStream) open(c net.Conn) bool {
 	if err != nil {
 		return false // closed already; the ordinary calls will say so
 	}
-	k.raw, k.tryRead, k.tryOut = raw, k.readNow, k.writeNow
+	k.raw = raw
+	if k.tryRead == nil {
+		k.tryRead, k.tryOut = k.readNow, k.writeNow
+	}
 	return true
 }
 
@@ -104,10 +106,7 @@ func (k *kernelStream) writeNow(fd uintptr) bool {
 		case err == syscall.EINTR:
 			continue
 		case err == syscall.EAGAIN:
-			if !k.waiting {
-				k.waiting = true
-				k.onBlock()
-			}
+			k.waiting = true
 			return false
 		case err != nil:
 			k.err = err

@@ -6,6 +6,7 @@ import (
 	"net"
 	"runtime"
 	"testing"
+	"time"
 )
 
 // roundTrip sends one byte there and one back.
@@ -52,41 +53,52 @@ func TestSteadyStateAllocatesNothing(t *testing.T) {
 	}
 }
 
-// An idle flow holds no buffer: what it costs is two stacks and the records.
-func TestIdleFlowHoldsNoBuffer(t *testing.T) {
+// A flow at rest holds neither buffer nor goroutine: what it costs are the
+// records, those of the four sockets included.
+func TestIdleFlowHoldsRecordsAlone(t *testing.T) {
 	if raceOn {
 		t.Skip("the race detector's own memory is in the count")
 	}
-	const flows, most = 300, 12 << 10
-	if got := idleFlows(t, flows); got > most {
+	const flows, most = 1000, 6 << 10
+	got, goroutines := idleFlows(t, flows)
+	if got > most {
 		t.Errorf("%d bytes an idle flow between kernel sockets, want at most %d", got, most)
+	}
+	if goroutines > 2 { // the poller's, and one that a timer may have started
+		t.Errorf("%d goroutines for %d idle flows, want the poller's alone", goroutines, flows)
 	}
 }
 
 // idleFlows returns what one of n flows costs in heap and stack after 64 KB
-// went through it, the four sockets included.
-func idleFlows(t testing.TB, n int) int64 {
-	before := inUse()
+// went through it and it came to rest, and how many goroutines they all have.
+func idleFlows(t testing.TB, n int) (each int64, goroutines int) {
+	poller := NewPoller()
+	defer poller.Close()
+	before, running := inUse(), runtime.NumGoroutine()
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan Result, n)
+	over := make(chan Result, n)
 	far := make([]net.Conn, 0, 2*n)
 	buf := make([]byte, 64<<10)
+	flows := make([]*duplex, 0, n)
 	for range n {
 		a, client := tcpPair(t)
 		b, origin := tcpPair(t)
-		go func() { done <- Copy(ctx, a, b, Options{Idle: 1 << 40}) }()
+		flows = append(flows, start(ctx, a, b, Options{Idle: 1 << 40, Poller: poller, tick: 10 * time.Millisecond}, func(r Result) { over <- r }))
 		far = append(far, client, origin)
 		roundTrip(t, client, origin, buf)
 	}
-	each := (inUse() - before) / int64(n)
+	for _, f := range flows {
+		f.awaitRest()
+	}
+	each, goroutines = (inUse()-before)/int64(n), runtime.NumGoroutine()-running
 	cancel()
 	for range n {
-		<-done
+		<-over
 	}
 	for _, c := range far {
 		c.Close()
 	}
-	return each
+	return each, goroutines
 }
 
 func inUse() int64 {
@@ -100,7 +112,8 @@ func inUse() int64 {
 // BenchmarkIdleFlow reports what an idle flow between kernel sockets costs.
 func BenchmarkIdleFlow(b *testing.B) {
 	for b.Loop() {
-		b.ReportMetric(float64(idleFlows(b, 1000)), "B/flow")
+		each, _ := idleFlows(b, 1000)
+		b.ReportMetric(float64(each), "B/flow")
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -66,11 +67,20 @@ type rig struct {
 	over           chan struct{} // closed after done got the result
 }
 
-// overMixes runs test over every mix of two kinds of stream.
+// overMixes runs test over every mix of two kinds of stream: once as it is,
+// and once with directions that park whenever they may.
 func overMixes(t *testing.T, o Options, test func(t *testing.T, r *rig)) {
+	overMixesOf(t, "", o, test)
+	poller := NewPoller()
+	defer poller.Close()
+	o.Poller, o.tick = poller, time.Millisecond
+	overMixesOf(t, "-parked", o, test)
+}
+
+func overMixesOf(t *testing.T, suffix string, o Options, test func(t *testing.T, r *rig)) {
 	for _, kindA := range pairs {
 		for _, kindB := range pairs {
-			t.Run(kindA.name+"-"+kindB.name, func(t *testing.T) {
+			t.Run(kindA.name+"-"+kindB.name+suffix, func(t *testing.T) {
 				a, client := kindA.make(t)
 				b, origin := kindB.make(t)
 				defer client.Close()

@@ -2,10 +2,11 @@
 // for conns that keep message boundaries. Nothing else in Warren copies a
 // flow's bytes.
 //
-// A caller hands both conns over and waits for the Result; both are closed by
-// then. A flow costs at most two goroutines, one of them the caller's, and no
-// buffer while it waits for input, provided that its conns are kernel sockets
-// or implement netx.ReadWaiter.
+// A caller hands both conns over and gets the Result when both are closed: it
+// waits for it, or has Start call it back. While a flow waits for input it
+// holds no buffer, provided that its conns are kernel sockets or implement
+// netx.ReadWaiter; and a stream no goroutine either, provided that there is a
+// Poller, and that they are kernel sockets or implement netx.ReadNotifier.
 //
 // The package must never make a truncated stream look like a finished one:
 // only the end of the stream itself (EOF) is passed on as an end, anything
@@ -90,10 +91,11 @@ type Options struct {
 	OnDrop func(why string)
 	// Meter, where given, tells of the flow while it runs. Copy ignores it.
 	Meter *Meter
+	// Poller, where given, wakes the directions of a stream that wait for
+	// input, so that they hold no goroutine meanwhile. Datagrams ignores it.
+	Poller *Poller
 
-	// blockedCheck is how often a direction that is blocked in a write looks
-	// whether its source failed meanwhile; zero means blockedCheck.
-	blockedCheck time.Duration
+	tick time.Duration // in the place of tickEvery, where not zero
 }
 
 // Why a datagram was not delivered.
@@ -128,14 +130,19 @@ type session struct {
 	mu       sync.Mutex
 	ended    bool
 	result   Result
-	watchdog *time.Timer // nil without an idle timeout
+	watchdog *time.Timer // nil where nothing is to be watched
 }
 
-func newSession(a, b net.Conn, idle time.Duration) *session {
-	s := &session{a: a, b: b, idle: idle, start: time.Now()}
+func (s *session) init(a, b net.Conn, idle time.Duration) {
+	s.a, s.b, s.idle, s.start = a, b, idle, time.Now()
 	// What was left over from a handshake must not cut the flow.
 	_ = a.SetDeadline(time.Time{})
 	_ = b.SetDeadline(time.Time{})
+}
+
+func newSession(a, b net.Conn, idle time.Duration) *session {
+	s := new(session)
+	s.init(a, b, idle)
 	if idle > 0 {
 		s.mu.Lock()
 		s.watchdog = time.AfterFunc(idle, s.checkIdle)
@@ -188,8 +195,7 @@ func (s *session) cut(end End, side Side, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.settleLocked(end, side, err) {
-		netx.Abort(s.a)
-		netx.Abort(s.b)
+		s.abortLocked()
 	}
 }
 
@@ -198,9 +204,18 @@ func (s *session) close(side Side) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.settleLocked(EndOrderly, side, nil) {
-		_ = s.a.Close()
-		_ = s.b.Close()
+		s.closeLocked()
 	}
+}
+
+func (s *session) abortLocked() {
+	netx.Abort(s.a)
+	netx.Abort(s.b)
+}
+
+func (s *session) closeLocked() {
+	_ = s.a.Close()
+	_ = s.b.Close()
 }
 
 // named says what failed, in the terms of netx where those have a word for it.

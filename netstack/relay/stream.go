@@ -2,28 +2,18 @@ package relay
 
 import (
 	"context"
-	"io"
+	"fmt"
+	"math"
 	"net"
-	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/warrenmesh/warren/netstack/netx"
 )
 
-const (
-	// streamBuffer is what one direction moves at a time. Over loopback, 16 KiB
-	// carried a third less; 64 and 128 KiB carried no more.
-	streamBuffer = 32 << 10
-
-	// blockedCheck is tuning: a side that aborts while the other does not read
-	// is noticed within this time. It costs a poll of the source, and only
-	// while a write is blocked, or after the end of a source that is no kernel
-	// socket.
-	blockedCheck = time.Second
-)
-
-var streamBuffers = sync.Pool{New: func() any { return new([streamBuffer]byte) }}
+// tickEvery is tuning. While a stream moves bytes it is looked at so often: a
+// side that aborts while the other does not read is noticed within this time,
+// and a direction through which nothing went for so long gives its goroutine
+// up, where it may. A stream at rest is not looked at.
+const tickEvery = time.Second
 
 // Copy moves bytes between the streams a and b, both ways, until both
 // directions have ended, and returns how. It owns a and b from the call on
@@ -35,187 +25,202 @@ var streamBuffers = sync.Pool{New: func() any { return new([streamBuffer]byte) }
 //   - An error of one side, a reset above all, aborts the other.
 //   - An idle timeout and a cancelled ctx abort both.
 func Copy(ctx context.Context, a, b net.Conn, o Options) Result {
-	s := newSession(a, b, o.Idle)
-	stop := context.AfterFunc(ctx, func() { s.cut(EndCanceled, SideNone, context.Cause(ctx)) })
-	defer stop()
-
-	check := o.blockedCheck
-	if check == 0 {
-		check = blockedCheck
-	}
-	there := newPipe(s, a, b, SideA, SideB, o.AToB, check)
-	back := newPipe(s, b, a, SideB, SideA, o.BToA, check)
-	var other sync.WaitGroup
-	other.Go(func() { back.run(there) })
-	there.run(back)
-	other.Wait()
-	s.close(SideNone)
-
-	r := s.result
-	r.AToB, r.BToA = there.moved, back.moved
-	return r
+	done := make(chan Result, 1)
+	Start(ctx, a, b, o, func(r Result) { done <- r })
+	return <-done
 }
 
-// pipe is one direction of a stream. One goroutine runs it.
-type pipe struct {
-	s        *session
-	src, dst net.Conn
-	from, to Side // the names of src and dst
-
-	in       kernelStream         // src, where it is a kernel socket
-	out      kernelStream         // dst, where it is a kernel socket
-	wait     netx.ReadWaiter      // src, where it is one and no kernel socket
-	reporter netx.FailureReporter // likewise
-	count    *atomic.Uint64       // may be nil
-	moved    int64
-
-	ended   atomic.Bool // src's end was passed on
-	writing atomic.Bool // a write to dst is under way, or src has ended and may still abort
-	check   time.Duration
-	blocked *time.Timer // looks after src while writing; made when first needed, guarded by s.mu
+// Start is Copy for who does not wait: it returns at once, and done is called
+// once with the result when both conns are closed, on the last goroutine of
+// the stream and as its last act. Start takes the flow over from its caller,
+// and hands it back with done.
+//
+// With Options.Poller a stream has a goroutine only for a direction that moves
+// bytes.
+func Start(ctx context.Context, a, b net.Conn, o Options, done func(Result)) {
+	start(ctx, a, b, o, done)
 }
 
-func newPipe(s *session, src, dst net.Conn, from, to Side, count *atomic.Uint64, check time.Duration) *pipe {
-	p := &pipe{s: s, src: src, dst: dst, from: from, to: to, count: count, check: check}
-	if !p.in.open(src) {
-		p.wait, _ = src.(netx.ReadWaiter)
-		p.reporter, _ = src.(netx.FailureReporter)
+func start(ctx context.Context, a, b net.Conn, o Options, done func(Result)) *duplex {
+	s := &duplex{poller: o.Poller, every: o.tick, done: done}
+	if s.every == 0 {
+		s.every = tickEvery
 	}
-	if p.out.open(dst) {
-		p.out.onBlock, p.out.onProgress = p.watchSource, s.moved
-	}
-	return p
+	s.init(a, b, o.Idle)
+	s.there.init(s, a, b, o.AToB)
+	s.back.init(s, b, a, o.BToA)
+	s.left.Store(2)
+	s.mu.Lock()
+	s.stop = context.AfterFunc(ctx, func() { s.cut(EndCanceled, SideNone, context.Cause(ctx)) })
+	s.armed.Store(true)
+	s.watchdog = time.AfterFunc(s.firstTick(), s.tick)
+	s.mu.Unlock()
+	go s.there.run()
+	go s.back.run()
+	return s
 }
 
-// run moves bytes until src ends or the flow does. back is the direction that
-// comes the other way.
-func (p *pipe) run(back *pipe) {
-	for {
-		buf, n, err := p.read()
-		if n > 0 && !p.write(buf[:n]) {
-			streamBuffers.Put(buf)
-			return
+// duplex is one flow of bytes. Its two directions each run on a goroutine of
+// their own, or on none while they are parked; whichever is the last to end
+// calls done.
+//
+// Locks: mu comes before those of the conns. What wakes a parked direction
+// may hold a conn's, so it takes no lock.
+type duplex struct {
+	session
+	poller *Poller // nil: directions are not parked
+	every  time.Duration
+	done   func(Result)
+	stop   func() bool // of the context
+
+	there, back pipe
+	left        atomic.Int32 // directions that have not ended for good
+
+	// armed: a tick will come within every. Who begins to write sees to it;
+	// without it the watchdog, if it is set, is for the idle timeout alone.
+	armed atomic.Bool
+}
+
+// other is the direction that comes the other way.
+func (s *duplex) other(p *pipe) *pipe {
+	if p == &s.there {
+		return &s.back
+	}
+	return &s.there
+}
+
+// firstTick is when to look at a stream that has just begun.
+func (s *duplex) firstTick() time.Duration {
+	if s.idle > 0 {
+		return min(s.every, s.idle)
+	}
+	return s.every
+}
+
+// arm sees to it that a tick comes within every.
+func (s *duplex) arm() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.armLocked()
+}
+
+func (s *duplex) armLocked() {
+	if !s.ended && !s.armed.Load() {
+		s.armed.Store(true)
+		s.watchdog.Reset(s.every)
+	}
+}
+
+// tick is the look at a stream, on the timer's goroutine.
+func (s *duplex) tick() {
+	side, err := s.look()
+	switch {
+	case err == nil:
+	case side == SideNone:
+		s.cut(EndIdle, SideNone, err)
+	default:
+		s.cut(EndFailed, side, named("reading", err))
+	}
+}
+
+// look says what is wrong with the stream: it is idle (SideNone), or a side
+// from which nobody reads just now has failed. Where nothing is, it asks the
+// directions at rest to park, and sees to the next tick.
+func (s *duplex) look() (Side, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return SideNone, nil
+	}
+	left := time.Duration(math.MaxInt64) // of the idle timeout
+	if s.idle > 0 {
+		quiet := time.Since(s.start) - time.Duration(s.last.Load())
+		if quiet >= s.idle {
+			return SideNone, fmt.Errorf("idle for %v", s.idle)
 		}
-		if buf != nil {
-			streamBuffers.Put(buf)
-		}
-		if err == io.EOF {
-			p.end(back)
-			return
-		}
+		left = s.idle - quiet
+	}
+	busy := false
+	for _, p := range []*pipe{&s.there, &s.back} {
+		active, err := p.lookLocked()
 		if err != nil {
-			p.s.cut(EndFailed, p.from, named("reading", err))
-			return
+			return p.from(), err
+		}
+		busy = busy || active
+	}
+	if !busy {
+		// Who began to write before this store, and so has not armed, is seen
+		// after it.
+		s.armed.Store(false)
+		busy = s.there.stirs() || s.back.stirs()
+		s.armed.Store(busy)
+	}
+	switch {
+	case busy:
+		s.watchdog.Reset(min(s.every, left))
+	case s.idle > 0:
+		s.watchdog.Reset(left)
+	}
+	return SideNone, nil
+}
+
+// cut ends the stream before its time and aborts both conns, which ends both
+// directions.
+func (s *duplex) cut(end End, side Side, err error) {
+	s.mu.Lock()
+	over := false
+	if s.settleLocked(end, side, err) {
+		s.abortLocked()
+		over = s.unparkLocked()
+	}
+	s.mu.Unlock()
+	if over {
+		go s.finish() // a caller that cancels is not to wait for what follows
+	}
+}
+
+// close ends the stream in order.
+func (s *duplex) close() {
+	s.mu.Lock()
+	over := false
+	if s.settleLocked(EndOrderly, SideNone, nil) {
+		s.closeLocked()
+		over = s.unparkLocked()
+	}
+	s.mu.Unlock()
+	if over {
+		go s.finish()
+	}
+}
+
+// unparkLocked ends what directions are parked, now that the stream is over,
+// and reports whether they were the last.
+func (s *duplex) unparkLocked() (last bool) {
+	for _, p := range []*pipe{&s.there, &s.back} {
+		if p.dropLocked() && s.left.Add(-1) == 0 {
+			last = true
 		}
 	}
+	return last
 }
 
-// read waits for input without a buffer where src allows it, then returns a
-// buffer from the pool and what was read into it. The caller puts the buffer
-// back; it is nil where there was no need of one.
-func (p *pipe) read() (*[streamBuffer]byte, int, error) {
-	if p.in.raw != nil {
-		return p.in.read()
-	}
-	if p.wait != nil {
-		if err := p.wait.WaitReadable(); err != nil {
-			return nil, 0, err
-		}
-	}
-	buf := streamBuffers.Get().(*[streamBuffer]byte)
-	n, err := p.src.Read(buf[:])
-	return buf, n, err
-}
-
-// write delivers b to dst and reports whether the direction goes on.
-func (p *pipe) write(b []byte) bool {
-	p.s.moved()
-	var n int
-	var err error
-	if p.out.raw != nil {
-		n, err = p.out.write(b)
-	} else {
-		p.watchSource()
-		n, err = p.dst.Write(b)
-	}
-	p.unwatchSource()
-	p.moved += int64(n)
-	if p.count != nil {
-		p.count.Add(uint64(n))
-	}
-	if err != nil {
-		p.s.cut(EndFailed, p.to, named("writing", err))
-		return false
-	}
-	p.s.moved()
-	return true
-}
-
-// watchSource starts the look-out for a failure of src: nobody reads from it
-// while this direction is blocked in a write to dst, or once src has ended.
-func (p *pipe) watchSource() {
-	if p.in.raw == nil && p.reporter == nil {
-		return
-	}
-	p.writing.Store(true)
-	if p.blocked != nil {
-		p.blocked.Reset(p.check)
-		return
-	}
-	p.s.mu.Lock()
-	defer p.s.mu.Unlock()
-	p.blocked = time.AfterFunc(p.check, p.lookAtSource)
-}
-
-func (p *pipe) unwatchSource() {
-	if p.blocked != nil {
-		p.writing.Store(false)
-		p.blocked.Stop()
+// leave is the end of one direction.
+func (s *duplex) leave() {
+	if s.left.Add(-1) == 0 {
+		s.finish()
 	}
 }
 
-// lookAtSource runs on the timer's goroutine.
-func (p *pipe) lookAtSource() {
-	var err error
-	if p.in.raw != nil {
-		err = p.in.failure()
-	} else {
-		err = p.reporter.Failure()
+// finish runs after both directions have ended.
+func (s *duplex) finish() {
+	s.mu.Lock()
+	if s.settleLocked(EndOrderly, SideNone, nil) {
+		s.closeLocked()
 	}
-	if err != nil {
-		p.s.cut(EndFailed, p.from, named("reading", err))
-		return
-	}
-	p.s.mu.Lock()
-	defer p.s.mu.Unlock()
-	if !p.s.ended && p.writing.Load() {
-		p.blocked.Reset(p.check)
-	}
-}
-
-// end passes the end of src on to dst.
-func (p *pipe) end(back *pipe) {
-	half, ok := p.dst.(netx.HalfCloser)
-	if !ok {
-		p.s.close(SideNone)
-		return
-	}
-	if err := half.CloseWrite(); err != nil {
-		p.s.cut(EndFailed, p.to, named("closing for writing", err))
-		return
-	}
-	p.ended.Store(true)
-	if back.ended.Load() {
-		// The other direction ended first and may be watching its source.
-		_ = back.src.SetReadDeadline(time.Unix(1, 0))
-		return
-	}
-	// src said its last word but may still abort, and nobody reads from it.
-	if p.in.raw == nil {
-		p.watchSource() // goes on until the flow has ended
-		return
-	}
-	if err := p.in.waitFailure(); err != nil {
-		p.s.cut(EndFailed, p.from, named("reading", err))
-	}
+	r := s.result
+	stop := s.stop
+	s.mu.Unlock()
+	stop()
+	r.AToB, r.BToA = s.there.moved.Load(), s.back.moved.Load()
+	s.done(r)
 }

@@ -157,7 +157,7 @@ func TestAbortAfterHalfCloseOutsideTheKernel(t *testing.T) {
 	defer client.Close()
 	b, origin := memnet.Pipe()
 	done := make(chan Result, 1)
-	go func() { done <- Copy(context.Background(), a, b, Options{blockedCheck: time.Millisecond}) }()
+	go func() { done <- Copy(context.Background(), a, b, Options{tick: time.Millisecond}) }()
 	if err := origin.CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
@@ -169,7 +169,7 @@ func TestAbortAfterHalfCloseOutsideTheKernel(t *testing.T) {
 }
 
 func TestAbortIsNoticedWhileAWriteIsBlocked(t *testing.T) {
-	o := Options{blockedCheck: time.Millisecond}
+	o := Options{tick: time.Millisecond}
 	overMixes(t, o, func(t *testing.T, r *rig) {
 		if r.kindA == "bare" {
 			t.Skip("such a conn cannot tell of its failure: the idle timeout bounds the flow")
