@@ -76,14 +76,20 @@ func port(field *uint16) uint16 {
 	return binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(field))[:])
 }
 
-// receiver reads batches of datagrams with recvmmsg(2). It is made once for a
+// received is space for the control messages of a datagram: PKTINFO of both
+// families, which an IPv4 datagram on an IPv6 socket brings, and UDP_GRO.
+type received [12]uint64
+
+func (c *received) bytes() []byte { return unsafe.Slice((*byte)(unsafe.Pointer(c)), unsafe.Sizeof(*c)) }
+
+// receiver reads batches of messages with recvmmsg(2). It is made once for a
 // receive function, which uses it from one goroutine. x/net's PacketConn would
 // do, but for three allocations a datagram.
 type receiver struct {
 	headers  []unix.Mmsghdr
 	vectors  []unix.Iovec
 	names    []unix.RawSockaddrInet6
-	controls []control
+	controls []received
 
 	// In and out of the callback, which is bound once so that a call makes no
 	// closure.
@@ -97,12 +103,10 @@ func newReceiver(batch int) *receiver {
 		headers:  make([]unix.Mmsghdr, batch),
 		vectors:  make([]unix.Iovec, batch),
 		names:    make([]unix.RawSockaddrInet6, batch),
-		controls: make([]control, batch),
+		controls: make([]received, batch),
 	}
 	for i := range r.headers {
 		h := &r.headers[i].Hdr
-		h.Iov = &r.vectors[i]
-		h.SetIovlen(1)
 		h.Name = (*byte)(unsafe.Pointer(&r.names[i]))
 		h.Control = &r.controls[i].bytes()[0]
 	}
@@ -110,16 +114,26 @@ func newReceiver(batch int) *receiver {
 	return r
 }
 
-// read waits until there are datagrams and reads as many as there are, at most
-// one a buffer and a batch in all.
-func (r *receiver) read(k *kernelConn, bufs [][]byte) (int, error) {
-	r.want = min(len(bufs), len(r.headers))
-	for i, buf := range bufs[:r.want] {
-		r.vectors[i].Base = unsafe.SliceData(buf)
-		r.vectors[i].SetLen(len(buf))
-		h := &r.headers[i].Hdr
+// read waits until there are messages and reads as many as there are, at most
+// one a lane. They go to the buffers, or to spare where a lane has none.
+func (r *receiver) read(k *kernelConn, bufs [][]byte, sh shape, spare []byte) (int, error) {
+	r.want = min(sh.lanes, len(r.headers))
+	for lane := range r.want {
+		first := lane * sh.length
+		for j := range sh.length {
+			part := sh.vector(bufs, lane, j)
+			r.vectors[first+j].Base = unsafe.SliceData(part)
+			r.vectors[first+j].SetLen(len(part))
+		}
+		if sh.length == 0 {
+			r.vectors[first].Base = unsafe.SliceData(spare)
+			r.vectors[first].SetLen(len(spare))
+		}
+		h := &r.headers[lane].Hdr
+		h.Iov = &r.vectors[first]
+		h.SetIovlen(max(sh.length, 1))
 		h.Namelen = unix.SizeofSockaddrInet6
-		h.SetControllen(int(unsafe.Sizeof(control{})))
+		h.SetControllen(int(unsafe.Sizeof(received{})))
 	}
 	if err := k.raw.Read(r.callback); err != nil {
 		return 0, err
@@ -137,30 +151,45 @@ func (r *receiver) recvmmsg(fd uintptr) bool {
 	return errno != unix.EAGAIN
 }
 
-// datagram tells the size of the i-th datagram that was read, where it came
-// from, and whether it fitted its buffer.
-func (r *receiver) datagram(i int, from *origin) (size int, whole bool) {
+// message tells the size of the i-th message that was read and of its
+// datagrams, where it came from, and whether it fitted its buffers.
+func (r *receiver) message(i int, from *origin) (size, segment int, whole bool) {
 	h := &r.headers[i]
 	*from = origin{}
 	if sa := &r.names[i]; sa.Family == unix.AF_INET6 {
-		from.is6, from.remote, from.port, from.scope = true, sa.Addr, port(&sa.Port), sa.Scope_id
+		from.port, from.scope = port(&sa.Port), sa.Scope_id
+		if v4, ok := mapped(sa.Addr); ok {
+			copy(from.remote[:], v4)
+		} else {
+			from.is6, from.remote = true, sa.Addr
+		}
 	} else {
 		sa4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(sa))
 		from.port = port(&sa4.Port)
 		copy(from.remote[:], sa4.Addr[:])
 	}
-	from.readControl(r.controls[i].bytes()[:h.Hdr.Controllen])
-	return int(h.Len), h.Hdr.Flags&unix.MSG_TRUNC == 0
+	size = int(h.Len)
+	if segment = from.readControl(r.controls[i].bytes()[:h.Hdr.Controllen]); segment <= 0 || segment > size {
+		segment = size
+	}
+	return size, segment, h.Hdr.Flags&unix.MSG_TRUNC == 0
 }
 
-// readControl finds the local address that the datagram was sent to. For one
-// sent to a broadcast address IPv4 names the interface's own; a multicast
-// address is none to answer from.
-func (o *origin) readControl(b []byte) {
+// mapped returns the IPv4 address that an IPv6 socket writes as an IPv6 one.
+func mapped(a [16]byte) (v4 []byte, ok bool) {
+	const prefix = "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff"
+	return a[12:], string(a[:12]) == prefix
+}
+
+// readControl finds the local address that the datagram was sent to, and the
+// size of the datagrams where there are several. For one sent to a broadcast
+// address IPv4 names the interface's own; a multicast address is none to
+// answer from.
+func (o *origin) readControl(b []byte) (segment int) {
 	for len(b) >= unix.SizeofCmsghdr {
 		h, data, rest, err := unix.ParseOneSocketControlMessage(b)
 		if err != nil {
-			return
+			return segment
 		}
 		switch {
 		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
@@ -169,14 +198,17 @@ func (o *origin) readControl(b []byte) {
 			copy(o.local[:], info.Spec_dst[:])
 		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
 			info := (*unix.Inet6Pktinfo)(unsafe.Pointer(&data[0]))
-			if info.Addr[0] == 0xff {
+			if _, ok := mapped(info.Addr); ok || info.Addr[0] == 0xff {
 				break
 			}
 			o.local, o.hasLocal = info.Addr, true
 			if netip.AddrFrom16(info.Addr).IsLinkLocalUnicast() {
 				o.scope = info.Ifindex
 			}
+		case h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && len(data) >= 4:
+			segment = int(*(*int32)(unsafe.Pointer(&data[0])))
 		}
 		b = rest
 	}
+	return segment
 }

@@ -64,13 +64,13 @@ type receiver struct {
 
 func newReceiver(int) *receiver { return &receiver{} }
 
-func (r *receiver) read(k *kernelConn, bufs [][]byte) (int, error) {
+func (r *receiver) read(k *kernelConn, bufs [][]byte, _ shape, _ []byte) (int, error) {
 	var err error
 	r.size, r.from, err = k.ReadFromUDPAddrPort(bufs[0])
 	return 1, err
 }
 
-func (r *receiver) datagram(_ int, from *origin) (size int, whole bool) {
+func (r *receiver) message(_ int, from *origin) (size, segment int, whole bool) {
 	*from = origin{port: r.from.Port()}
 	if addr := r.from.Addr().Unmap(); addr.Is4() {
 		v4 := addr.As4()
@@ -79,7 +79,7 @@ func (r *receiver) datagram(_ int, from *origin) (size int, whole bool) {
 		from.is6, from.remote = true, addr.As16()
 		from.scope, _ = zoneIndex(addr.Zone())
 	}
-	return r.size, true
+	return r.size, r.size, true
 }
 
 // sender sends its datagrams one by one.

@@ -40,10 +40,13 @@ func TestSendAndReceiveDoNotAllocate(t *testing.T) {
 			}
 			defer b.Close()
 			var to conn.Endpoint = newEndpoint(netip.AddrPortFrom(at.Addr(), port), at.Addr(), 0)
-			const n = 16
+			const n = 128
 			out, in, sizes, eps := make([][]byte, n), make([][]byte, n), make([]int, n), make([]conn.Endpoint, n)
 			for i := range n {
-				out[i], in[i] = make([]byte, 1400), make([]byte, 2000)
+				out[i], in[i] = make([]byte, 1452), make([]byte, 1<<16-1)
+			}
+			if m := b.BatchSize(); m < n {
+				in = in[:m]
 			}
 			allocs := testing.AllocsPerRun(100, func() {
 				if err := a.Send(out, to); err != nil {

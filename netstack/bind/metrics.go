@@ -33,6 +33,7 @@ var whys = [...]string{
 type counts struct {
 	rxDatagrams, rxBytes, rxCalls atomic.Uint64
 	txDatagrams, txBytes, txCalls atomic.Uint64
+	rxMessages                    atomic.Uint64
 	txMessages, refused           atomic.Uint64
 	rxErrors, reopened            atomic.Uint64
 	kernelDrops                   atomic.Uint64 // of sockets that are gone
@@ -52,6 +53,7 @@ func (c *counts) drop(why string, n int) {
 type Stats struct {
 	RxDatagrams, RxBytes, RxCalls uint64 // RxCalls: system calls that returned datagrams
 	TxDatagrams, TxBytes, TxCalls uint64 // TxCalls: system calls that took datagrams
+	RxMessages                    uint64 // what the kernel handed over, of one datagram or several
 	TxMessages                    uint64 // what the kernel took, of one datagram or several
 	TxRefused                     uint64 // messages that could not be segmented and went one by one
 	RxErrors                      uint64 // receive errors that were survived
@@ -64,7 +66,7 @@ func (b *Bind) Stats() Stats {
 	return Stats{
 		RxDatagrams: c.rxDatagrams.Load(), RxBytes: c.rxBytes.Load(), RxCalls: c.rxCalls.Load(),
 		TxDatagrams: c.txDatagrams.Load(), TxBytes: c.txBytes.Load(), TxCalls: c.txCalls.Load(),
-		TxMessages: c.txMessages.Load(), TxRefused: c.refused.Load(),
+		RxMessages: c.rxMessages.Load(), TxMessages: c.txMessages.Load(), TxRefused: c.refused.Load(),
 		RxErrors: c.rxErrors.Load(), Reopened: c.reopened.Load(),
 	}
 }

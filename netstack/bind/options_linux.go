@@ -38,6 +38,7 @@ func listenKernel(network string, at netip.AddrPort, o options) (*kernelConn, er
 		// and would send what is to be cut up in one piece.
 		_, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT)
 		k.segments = err == nil
+		k.gathers = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_GRO, 1) == nil
 	})
 	return k, nil
 }

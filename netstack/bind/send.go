@@ -11,6 +11,19 @@ import (
 	"golang.zx2c4.com/wireguard/conn"
 )
 
+const (
+	// maxSegments is how many datagrams a message may hold: UDP_MAX_SEGMENTS
+	// of linux/udp.h as it was at first.
+	maxSegments = 64
+
+	// maxMessage is how many bytes. What the kernel takes is 65,507, but with
+	// its headers such a message reaches gso_max_size (65,536) of the device:
+	// it is cut up in software then, and the other side gets single datagrams,
+	// two a call instead of forty. Whole messages were worth 30 % of bulk over
+	// veth at MTU 1500.
+	maxMessage = 60000
+)
+
 // Send sends bufs, of which there may be any number, to ep, an Endpoint that
 // this Bind made. When it returns, each has been handed to the kernel or
 // dropped and counted, and Config.OnSent has been told.

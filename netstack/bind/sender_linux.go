@@ -7,19 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// maxSegments is how many datagrams a message may hold: UDP_MAX_SEGMENTS
-	// of linux/udp.h as it was at first.
-	maxSegments = 64
-
-	// maxMessage is how many bytes. What the kernel takes is 65,507, but with
-	// its headers such a message reaches gso_max_size (65,536) of the device:
-	// it is cut up in software then, and the other side gets single datagrams,
-	// two a call instead of forty. Whole messages were worth 30 % of bulk over
-	// veth at MTU 1500.
-	maxMessage = 60000
-)
-
 // sender sends datagrams to one endpoint at a time with sendmmsg(2). It comes
 // from a pool. A message of several datagrams of one size, of which the last
 // may be shorter, is a run of vectors with a control message that says where

@@ -45,6 +45,7 @@ type kernelConn struct {
 	raw syscall.RawConn
 
 	segments bool // it sends several datagrams in one message
+	gathers  bool // it hands over several datagrams in one message
 }
 
 // alone returns the size in bytes from which a datagram to e is a message of
@@ -104,6 +105,7 @@ type receive struct {
 	s     *socket
 	batch *receiver
 	cache *endpointCache
+	scatter
 }
 
 func (b *Bind) newReceive(s *socket) *receive {
@@ -123,15 +125,19 @@ func (r *receive) receiveIPv6(bufs [][]byte, sizes []int, eps []conn.Endpoint) (
 // receive waits for datagrams. The only error that it returns is
 // net.ErrClosed: every other one would end the device's goroutine for good.
 func (r *receive) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+	b := batch{bufs, sizes, eps}
 	for failures := 0; ; {
+		if len(r.left) > 0 && !r.s.gen.closed() {
+			return r.admit(b.to(r.deliver(b))), nil
+		}
 		k := r.s.kernel.Load()
-		n, err := r.batch.read(k, bufs)
+		sh := r.shape(bufs, k.gathers)
+		n, err := r.batch.read(k, bufs, sh, r.spare)
 		if r.s.gen.closed() {
 			return 0, net.ErrClosed
 		}
 		if err == nil {
-			r.take(n, bufs, sizes, eps)
-			return n, nil
+			return r.admit(b.to(r.take(n, sh, b))), nil
 		}
 		r.bind.counts.rxErrors.Add(1)
 		failures++
@@ -149,27 +155,50 @@ func (r *receive) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int,
 	}
 }
 
-// take hands the n datagrams of the batch to the device.
-func (r *receive) take(n int, bufs [][]byte, sizes []int, eps []conn.Endpoint) {
+// take gives the datagrams of n messages their buffers, and returns how many
+// buffers are in use.
+func (r *receive) take(n int, sh shape, b batch) (used int) {
 	c := &r.bind.counts
-	total := 0
+	most := 1
 	var from origin
-	for i := range n {
-		size, whole := r.batch.datagram(i, &from)
+	for lane := range n {
+		var m message
+		var whole bool
+		m.size, m.segment, whole = r.batch.message(lane, &from)
+		m.ep = r.cache.get(&from)
 		if !whole {
-			c.drop(whyTruncated, 1)
-			size = 0
+			r.truncated++
+			m.size = 0
 		}
-		if answer := r.bind.config.Answer; answer != nil && isInitiation(bufs[i][:size]) && !answer() {
-			c.drop(whyUnwanted, 1)
-			size = 0
-		}
-		sizes[i], eps[i] = size, r.cache.get(&from)
-		total += size
+		most = max(most, m.datagrams())
+		r.learn(m)
+		used = r.place(b, sh, lane, lane == n-1, m)
+		c.rxDatagrams.Add(uint64(m.datagrams()))
 	}
-	c.rxDatagrams.Add(uint64(n))
-	c.rxBytes.Add(uint64(total))
+	r.learnLength(most)
+	c.rxMessages.Add(uint64(n))
 	c.rxCalls.Add(1)
+	return used
+}
+
+// admit takes out the datagrams that the device is not to see, and returns how
+// many there were with them.
+func (r *receive) admit(b batch) int {
+	c := &r.bind.counts
+	if r.truncated > 0 {
+		c.drop(whyTruncated, r.truncated)
+		r.truncated = 0
+	}
+	total := 0
+	for i, size := range b.sizes {
+		if answer := r.bind.config.Answer; answer != nil && isInitiation(b.bufs[i][:size]) && !answer() {
+			c.drop(whyUnwanted, 1)
+			b.sizes[i] = 0
+		}
+		total += b.sizes[i]
+	}
+	c.rxBytes.Add(uint64(total))
+	return len(b.sizes)
 }
 
 // isInitiation reports whether a datagram is the first message of a handshake
