@@ -30,6 +30,7 @@ import (
 	"github.com/warrenmesh/warren/connector/state"
 	"github.com/warrenmesh/warren/edge/wire"
 	"github.com/warrenmesh/warren/host"
+	"github.com/warrenmesh/warren/netstack/relay"
 )
 
 // ErrForced is returned by Run when Deps.Force ended a drain that had flows
@@ -102,6 +103,7 @@ type Connector struct {
 	guard  *guard.Guard
 	origin *origin.Dialer
 	flows  *flows
+	poller *relay.Poller // of the flows at rest
 	fails  *failLog
 	count  counters
 
@@ -144,6 +146,8 @@ func New(spec Spec, deps Deps) (*Connector, error) {
 		guard: guard.New(spec.Guard),
 		flows: newFlows(context.Background(), spec.MaxTCPFlows, spec.MaxUDPFlows),
 		fails: newFailLog(deps.Log),
+
+		poller: relay.NewPoller(),
 	}
 	c.origin = origin.New(spec.Origin, origin.Deps{Guard: c.guard, Resolver: deps.Resolver, Net: deps.OriginNet})
 	c.rotation = newRotation(c)
@@ -201,6 +205,7 @@ func (c *Connector) Run(ctx context.Context) error {
 	empty := c.flows.cut(errCut)
 	device.Close()
 	<-empty
+	c.poller.Close()
 	c.log.Info("stopped")
 	return failure
 }

@@ -160,27 +160,32 @@ func (c *Connector) dial(e *edge, proto string, r request, f *admitted) (net.Con
 
 // serveTCP carries one connection. The edge's SYN is answered only once the
 // origin has accepted, so that the edge knows the truth before a byte flows.
-// It returns when the flow is over; both conns are closed then.
+// It returns when both sides are connected: from then on the relay owns the
+// flow, until it hands it back to the function that ends it.
 func (c *Connector) serveTCP(e *edge, r TCPRequest) {
 	f := c.begin(e, "tcp", r)
 	if f == nil {
 		return
 	}
-	defer c.done(e, f)
 	private, ok := c.dial(e, "tcp", r, f)
 	if !ok {
+		c.done(e, f)
 		return
 	}
 	inner, err := r.Accept()
 	if err != nil {
 		netx.Abort(private)
 		c.count.dialed("tcp", resultGone)
+		c.done(e, f)
 		return
 	}
 	c.count.dialed("tcp", resultOK)
-	c.ended(e, "tcp", r, relay.Copy(f.ctx, inner, private, relay.Options{
-		AToB: &c.count.toOrigin, BToA: &c.count.fromOrigin,
-	}))
+	terms := relay.Options{AToB: &c.count.toOrigin, BToA: &c.count.fromOrigin, Poller: c.poller}
+	source, destination := r.Source(), r.Destination() // the request itself holds the SYN
+	relay.Start(f.ctx, inner, private, terms, func(res relay.Result) {
+		c.ended(e, "tcp", source, destination, res)
+		c.done(e, f)
+	})
 }
 
 // serveUDP carries one UDP flow, until it is idle, the edge ends its session,
@@ -225,15 +230,15 @@ func (c *Connector) serveUDP(e *edge, r UDPRequest) {
 		// The edge's session is over: how a UDP flow ends in order.
 		res.End, res.Err = relay.EndOrderly, nil
 	}
-	c.ended(e, "udp", r, res)
+	c.ended(e, "udp", r.Source(), r.Destination(), res)
 }
 
 // ended notes how an established flow ended; only a debugging operator wants
 // a line for that, the edge writes the flow log.
-func (c *Connector) ended(e *edge, proto string, r request, res relay.Result) {
+func (c *Connector) ended(e *edge, proto string, source, destination netip.AddrPort, res relay.Result) {
 	if !c.log.Enabled(context.Background(), slog.LevelDebug) {
 		return
 	}
-	c.log.Debug("flow ended", "edge", e.name(), "proto", proto, "source", r.Source(), "destination", r.Destination(),
+	c.log.Debug("flow ended", "edge", e.name(), "proto", proto, "source", source, "destination", destination,
 		"to_origin", res.AToB, "from_origin", res.BToA, "end", res.End, "err", res.Err)
 }

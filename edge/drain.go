@@ -59,6 +59,7 @@ func (e *Edge) drainAndEnd() error {
 func (e *Edge) end(ctx context.Context) error {
 	e.stopping.Store(true)
 	cut := e.ingress.Close(ctx)
+	e.poller.Close()
 	e.monitor.Stop()
 	e.dns.StopAccepting()
 	closing, cancel := context.WithTimeout(context.Background(), lastWords)

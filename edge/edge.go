@@ -44,6 +44,7 @@ import (
 	"github.com/warrenmesh/warren/edge/wire"
 	"github.com/warrenmesh/warren/host"
 	"github.com/warrenmesh/warren/netstack/drops"
+	"github.com/warrenmesh/warren/netstack/relay"
 	"github.com/warrenmesh/warren/netstack/tunnel"
 )
 
@@ -86,6 +87,7 @@ type Edge struct {
 	dns      *dnsd.Server
 	zones    dnsd.Current
 	observer *observe.Observer
+	poller   *relay.Poller // of the flows at rest
 	nets     networks
 
 	stopRegistry func()   // ends its servers and waits for them; nil before serve
@@ -168,6 +170,7 @@ func (e *Edge) open(cfg *config.Config) (err error) {
 		Table: new(observe.Table), Log: flows,
 		Metrics: observe.NewMetrics(observe.Build{Version: e.opts.Version, GoVersion: runtime.Version()}),
 	}
+	e.poller = relay.NewPoller()
 	e.ingress = ingress.New(e.log, e.walk)
 	e.ingress.Admit = e.admit
 	e.monitor = monitor.New(monitor.Deps{Dial: e.dialCheck, OnChange: e.onHealth})
@@ -178,6 +181,7 @@ func (e *Edge) open(cfg *config.Config) (err error) {
 		e.ingress.StopAccepting()
 		e.dns.StopAccepting()
 		_ = errors.Join(e.ingress.Close(context.Background()), e.dns.Close(context.Background()))
+		e.poller.Close()
 		return err
 	}
 	return nil

@@ -54,14 +54,14 @@ func failed(ctx context.Context, err error) (flow.Status, string) {
 
 // ended maps the end of the relay of f, in which side A is the client, to the
 // flow's status.
-func (e *Edge) ended(ctx context.Context, f *flow.Flow, res relay.Result) (flow.Status, string) {
+func (e *Edge) ended(f *flow.Flow, res relay.Result) (flow.Status, string) {
 	switch res.End {
 	case relay.EndOrderly:
 		return flow.StatusClosed, "closed in order"
 	case relay.EndIdle:
 		return flow.StatusClosed, "idle timeout"
 	case relay.EndCanceled:
-		return flow.StatusCut, context.Cause(ctx).Error()
+		return flow.StatusCut, res.Err.Error()
 	}
 	if res.Side == relay.SideA {
 		return flow.StatusClientGone, res.Err.Error()

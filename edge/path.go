@@ -25,20 +25,19 @@ const (
 	connectTries   = 3
 )
 
-// walk is the journey of one flow, from Accept to Done, on one goroutine:
+// walk is the journey of one flow, from Accept to Done, with one owner:
 //
 //	ingress.Accept → route.Match → policy.Decide → balance.Pick → network.Dial
-//	               → relay.Copy → observe.Done
+//	               → relay.Start → observe.Done
 //
-// Of UDP, policy has decided before that: see admit.
+// Its goroutine is the owner up to relay.Start. Then the relay is, which needs
+// none while a TCP flow is at rest, until it hands the flow back to finish.
+// Of UDP, policy has decided before that (see admit), and the goroutine stays.
 //
 // The flow keeps the config that it began with; which connectors serve a
 // network is always the present's to say.
 func (e *Edge) walk(ctx context.Context, in ingress.Accepted) {
 	now := e.current.Load()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-
 	app, offset, ok := now.routes.Match(in.Spec.Network, in.Spec.Addr, in.Spec.App)
 	if !ok { // its listener was removed between Accept and here
 		e.dropped.Add(dropListenerGone, 1)
@@ -49,25 +48,63 @@ func (e *Edge) walk(ctx context.Context, in ingress.Accepted) {
 		ID: e.flowID.Add(1), App: app.Name, Proto: in.Spec.Network,
 		Listener: in.Local, Client: in.Client, Start: in.At,
 	})
-	entry := e.observer.Begin(f, cancel)
-	defer entry.End()
+	ctx, cancel := context.WithCancelCause(ctx)
+	p := &passage{e: e, flow: f, entry: e.observer.Begin(f, cancel), cancel: cancel}
 
 	verdict, why := app.rules.Decide(in.Client.Addr())
 	if verdict != policy.Allow {
 		netx.Abort(in.Conn)
-		f.Done(time.Now(), flow.StatusDenied, why)
+		p.end(flow.StatusDenied, why)
 		return
 	}
 	stop := watchClient(in.Conn, cancel)
-	origin, status, why := e.connect(ctx, now.director, app.PoolsAt(offset), f, entry)
+	origin, status, why := e.connect(ctx, now.director, app.PoolsAt(offset), f, p.entry)
 	stop()
 	if origin == nil {
 		netx.Abort(in.Conn)
-		f.Done(time.Now(), status, why)
+		p.end(status, why)
 		return
 	}
-	status, why = e.carry(ctx, f, in.Conn, origin, app.idle(in.Spec.Network))
-	f.Done(time.Now(), status, why)
+	p.carry(ctx, &in, origin, app.idle(in.Spec.Network))
+}
+
+// passage is a flow on its way, with what must be done at its end.
+type passage struct {
+	e      *Edge
+	flow   *flow.Flow
+	entry  *observe.Entry
+	cancel context.CancelCauseFunc
+	done   func() // of the ingress; nil where the flow ends with its goroutine
+}
+
+// end is the last act of the flow's owner.
+func (p *passage) end(status flow.Status, why string) {
+	p.flow.Done(time.Now(), status, why)
+	p.entry.End()
+	p.cancel(nil)
+	if p.done != nil {
+		p.done()
+	}
+}
+
+// finish takes the flow back from the relay.
+func (p *passage) finish(res relay.Result) { p.end(p.e.ended(p.flow, res)) }
+
+// carry moves the flow's bytes: a stream's while the caller goes, datagrams
+// until they end.
+func (p *passage) carry(ctx context.Context, in *ingress.Accepted, origin net.Conn, idle time.Duration) {
+	terms := relay.Options{
+		Idle: idle, AToB: &p.flow.BytesIn, BToA: &p.flow.BytesOut, OnDrop: p.e.relayed.drop, Poller: p.e.poller,
+	}
+	if in.Spec.Network == "udp" {
+		p.finish(relay.Datagrams(ctx, in.Conn, origin, terms))
+		return
+	}
+	if p.done = in.Keep(); p.done == nil {
+		p.finish(relay.Copy(ctx, in.Conn, origin, terms))
+		return
+	}
+	relay.Start(ctx, in.Conn, origin, terms, p.finish)
 }
 
 // admit says whether a UDP client may begin a session, by the rules that walk
@@ -135,15 +172,6 @@ func (e *Edge) dial(ctx context.Context, network, proto string, addr netip.AddrP
 		return nil, "", err
 	}
 	return conn, peer.Name(), err
-}
-
-// carry moves the flow's bytes and says how it ended.
-func (e *Edge) carry(ctx context.Context, f *flow.Flow, client, origin net.Conn, idle time.Duration) (flow.Status, string) {
-	terms := relay.Options{Idle: idle, AToB: &f.BytesIn, BToA: &f.BytesOut, OnDrop: e.relayed.drop}
-	if f.Snapshot().Proto == "udp" {
-		return e.ended(ctx, f, relay.Datagrams(ctx, client, origin, terms))
-	}
-	return e.ended(ctx, f, relay.Copy(ctx, client, origin, terms))
 }
 
 // dropListenerGone is why a flow was dropped that has no app, and so no line

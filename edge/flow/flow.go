@@ -1,8 +1,9 @@
 // Package flow is the record of one flow: one accepted TCP connection, or one
-// UDP session. One goroutine owns a Flow from Accept to Done and notes in it
-// what each room decided; when it ends, its Record becomes one line of the
-// flow log. Whoever lists the open flows meanwhile takes a Snapshot. The
-// package holds data and imports nothing of Warren.
+// UDP session. A Flow has one owner at a time from Accept to Done: a goroutine
+// that notes in it what each room decided, then the relay that moves its bytes.
+// When it ends, its Record becomes one line of the flow log. Whoever lists the
+// open flows meanwhile takes a Snapshot. The package holds data and imports
+// nothing of Warren.
 package flow
 
 import (

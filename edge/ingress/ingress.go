@@ -35,13 +35,27 @@ type Accepted struct {
 	Local  netip.AddrPort // the machine's own address that the client spoke to
 	Spec   Spec           // of the listener, when the flow came in
 	At     time.Time
+
+	kept *bool
+	done func()
 }
 
 // Handler serves one flow. It is called on a goroutine of its own and owns
 // a.Conn; whatever it left open is closed when it returns. ctx is cancelled
 // when the server has no more time for its flows; the handler must return
-// then.
+// then, and a flow that was kept must end.
 type Handler func(ctx context.Context, a Accepted)
+
+// Keep lets a flow outlive its handler, so that one at rest needs no
+// goroutine: it is over, for the server and its bounds, when done is called,
+// once and after a.Conn was closed. Where it returns nil the flow ends with
+// its handler.
+func (a *Accepted) Keep() (done func()) {
+	if a.kept != nil {
+		*a.kept = true
+	}
+	return a.done
+}
 
 // Sockets opens listening sockets; a *net.ListenConfig does. A PacketConn must
 // have the methods of *net.UDPConn that take a netip.AddrPort.

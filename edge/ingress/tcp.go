@@ -135,17 +135,24 @@ func (l *tcpListener) take(conn net.Conn) {
 		netx.Abort(conn)
 		return
 	}
-	l.s.flows.Go(func() {
-		defer l.leave(a.Client.Addr())
-		l.s.run(a)
-	})
+	client := a.Client.Addr()
+	a.kept, a.done = new(bool), func() { l.leave(client) }
+	l.s.flows.Add(1)
+	go func() {
+		l.s.handler(l.s.ctx, a)
+		if !*a.kept {
+			_ = a.Conn.Close()
+			a.done()
+		}
+	}()
 }
 
 // leave ends the count of a connection whose descriptor is free again.
 func (l *tcpListener) leave(client netip.Addr) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.census.leave(client)
+	l.mu.Unlock()
+	l.s.flows.Done()
 }
 
 // addrPort returns the address of a TCP or UDP socket, unmapped.
