@@ -23,8 +23,8 @@ const (
 // came from another stream (each has a seed of its own) other words follow
 // than must follow. There is no block size and no period at which two such
 // errors could cancel out. It costs an addition and two logical operations for
-// 8 bytes, no table: about 0.1 ns a byte with cold caches, which is less than
-// the kernel's copy of the same bytes (BenchmarkPattern).
+// 8 bytes and no table: 0.02 ns of processor time a byte to write, 0.04 to
+// check (BenchmarkPattern).
 type pattern struct {
 	seed   uint64
 	offset uint64 // bytes written or checked
@@ -42,12 +42,18 @@ func (p *pattern) fill(b []byte) {
 	}
 	word := p.word()
 	p.offset += uint64(len(b) &^ 7)
-	for ; len(b) >= 32; b = b[32:] {
-		binary.LittleEndian.PutUint64(b[0:8], word)
-		binary.LittleEndian.PutUint64(b[8:16], word+golden)
-		binary.LittleEndian.PutUint64(b[16:24], word+golden2)
-		binary.LittleEndian.PutUint64(b[24:32], word+golden3)
-		word += golden4
+	for ; len(b) >= 64; b = b[64:] {
+		eight := (*[64]byte)(b) // one bounds check for all
+		next := word + golden4
+		binary.LittleEndian.PutUint64(eight[0:], word)
+		binary.LittleEndian.PutUint64(eight[8:], word+golden)
+		binary.LittleEndian.PutUint64(eight[16:], word+golden2)
+		binary.LittleEndian.PutUint64(eight[24:], word+golden3)
+		binary.LittleEndian.PutUint64(eight[32:], next)
+		binary.LittleEndian.PutUint64(eight[40:], next+golden)
+		binary.LittleEndian.PutUint64(eight[48:], next+golden2)
+		binary.LittleEndian.PutUint64(eight[56:], next+golden3)
+		word = next + golden4
 	}
 	for ; len(b) >= 8; b = b[8:] {
 		binary.LittleEndian.PutUint64(b, word)
