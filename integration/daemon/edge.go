@@ -43,6 +43,8 @@ type EdgeConfig struct {
 	Tables  string         // [[address]], [[network]], [[connector]], [[app]] …
 	Env     []string       // of the process
 	Plain   bool           // runs as the test itself does, not as an ordinary person
+
+	Profiles bool // serves /debug/pprof beside the metrics
 }
 
 // Edge is an edge that was started at least once.
@@ -97,6 +99,9 @@ func (e *Edge) Write(tables string) {
 		fmt.Fprintf(&b, "advertise = [\"%s\"]\n", strings.Join(e.cfg.Calls, `", "`))
 	}
 	fmt.Fprintf(&b, "\n[admin]\nsocket = %s\n\n[metrics]\nlisten = %s\n", quote(e.Socket), quote(e.Metrics.String()))
+	if e.cfg.Profiles {
+		b.WriteString("pprof = true\n")
+	}
 	fmt.Fprintf(&b, "\n[log]\n%s\n", cmp.Or(e.cfg.Log, `flows = "flows.jsonl"`))
 	fmt.Fprintf(&b, "\n%s\n", tables)
 	writeFile(e.tb, e.Config, b.String())

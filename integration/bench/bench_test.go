@@ -1,0 +1,259 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/warrenmesh/warren/integration/bench/load"
+	"github.com/warrenmesh/warren/integration/daemon"
+	"github.com/warrenmesh/warren/integration/netns"
+)
+
+// TestMain is main, with the tests in the place of the run.
+func TestMain(m *testing.M) {
+	if role := os.Getenv(envRole); role != "" {
+		os.Exit(play(role, os.Args[1:]))
+	}
+	os.Exit(daemon.Build("../..", func() int { return netns.Main(m.Run) }))
+}
+
+// TestEveryCase runs one case of each kind for a moment with three contenders,
+// and looks whether the report is whole. It judges no speed.
+func TestEveryCase(t *testing.T) {
+	netns.Require(t)
+	warren := daemon.Find(t)
+	o, err := parse([]string{
+		"-cases", "bulk-up-1,bulk-both-8,jumbo-bulk-down-1,impaired-bulk-up-8,rr-*,connect-origin-first,connect-open,udp-1200,ping-during-bulk,*-memory",
+		"-contenders", "direct,naive,warren", "-warren", warren.Path, "-rounds", "1", "-rest", "100ms",
+		"-duration", "200ms", "-connect-duration", "200ms", "-warmup", "100ms", "-idle", "50", "-networks", "5", "-json",
+	}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.log = testLog{t}
+	r, err := run(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out, table bytes.Buffer
+	r.print(&out, &table)
+	t.Logf("%s", &table)
+	lines := map[[3]string]line{}
+	for decoder := json.NewDecoder(&out); decoder.More(); {
+		var l line
+		if err := decoder.Decode(&l); err != nil {
+			t.Fatal(err)
+		}
+		if l.Unit == "" && l.Metric != "failed" || l.Rounds != 1 || l.Min > l.Median || l.Median > l.Max {
+			t.Errorf("a line is not sound: %+v", l)
+		}
+		lines[[3]string{l.Case, l.Contender, l.Metric}] = l
+	}
+	for _, want := range []struct {
+		testCase, metrics, unit string
+		contenders              string
+	}{
+		{"bulk-up-1", "rate", "Gbit/s", "direct naive warren"},
+		{"bulk-up-1", "edge cpu,connector cpu", "s/GB", "naive warren"},
+		{"bulk-both-8", "rate", "Gbit/s", "direct naive warren"},
+		{"jumbo-bulk-down-1", "rate", "Gbit/s", "direct naive warren"},
+		{"impaired-bulk-up-8", "rate", "Gbit/s", "direct naive warren"},
+		{"rr-1", "rate", "/s", "direct naive warren"},
+		{"rr-64", "p50,p99,p99.9", "µs", "direct naive warren"},
+		{"rr-open", "p50,p99,p99.9", "µs", "direct naive warren"},
+		{"connect-origin-first", "rate", "/s", "direct naive warren"},
+		{"connect-origin-first", "stall", "ms", "direct naive warren"},
+		{"connect-open", "p50", "µs", "direct naive warren"},
+		{"udp-1200", "rate", "/s", "direct naive warren"},
+		{"udp-1200", "lost,lost at 80 %", "%", "direct naive warren"},
+		{"ping-during-bulk", "p99", "µs", "direct naive warren"},
+		{"ping-during-bulk", "bulk", "Gbit/s", "direct naive warren"},
+		{"rest-memory", "edge RSS,connector RSS", "MB", "naive warren"},
+		{"idle-memory", "edge,connector", "KB", "naive warren"},
+		{"networks-memory", "edge,edge RSS", "KB", "warren"},
+	} {
+		for who := range strings.FieldsSeq(want.contenders) {
+			for name := range strings.SplitSeq(want.metrics, ",") {
+				l, ok := lines[[3]string{want.testCase, who, name}]
+				if !ok || l.Unit != want.unit {
+					t.Errorf("%s of %s in %s: %+v, want a figure in %s", name, who, want.testCase, l, want.unit)
+				}
+				// The memory of a few connections may be less than what the
+				// kernel's page or the collector takes back meanwhile.
+				if zeroOK := strings.HasPrefix(name, "lost") || strings.HasSuffix(name, "cpu") || strings.HasSuffix(want.testCase, "-memory"); l.Median <= 0 && !zeroOK {
+					t.Errorf("%s of %s in %s is %v", name, who, want.testCase, l.Median)
+				}
+			}
+		}
+	}
+	for k, whys := range r.results.failures {
+		t.Errorf("%s in %s: %q", k[1], k[0], whys)
+	}
+}
+
+type testLog struct{ t *testing.T }
+
+func (l testLog) Write(p []byte) (int, error) {
+	l.t.Logf("%s", bytes.TrimRight(p, "\n"))
+	return len(p), nil
+}
+
+// TestCorruptionDisqualifies gives a sound run one report that shows
+// corruption.
+func TestCorruptionDisqualifies(t *testing.T) {
+	m := &measurement{c: &benchCase{name: "bulk-up-1"}, who: contender{name: "x"}, results: newResults()}
+	if err := m.sound(load.Report{Ops: 1}); err != nil {
+		t.Fatalf("a sound report: %v", err)
+	}
+	err := m.sound(load.Report{Corrupt: 1, Example: "byte 7 is 0x01 and not 0x02"})
+	if err == nil || !strings.Contains(err.Error(), "byte 7") {
+		t.Fatalf("a corrupt report: %v", err)
+	}
+	m.add("rate", "Gbit/s", more, 1)
+	if _, ok := m.results.find("bulk-up-1", "x", "rate"); !ok {
+		t.Fatal("no figure before")
+	}
+	m.results.disqualified["x"] = err.Error()
+	if _, ok := m.results.find("bulk-up-1", "x", "rate"); ok {
+		t.Fatal("a disqualified contender has a figure")
+	}
+	var out bytes.Buffer
+	r := &report{o: &options{cases: []*benchCase{m.c}, rounds: 1, path: path{mtu: 1500}}, results: m.results, contenders: []contender{m.who}}
+	r.table(&out)
+	if !strings.Contains(out.String(), "disqualified: x corrupted") {
+		t.Errorf("the table does not say so:\n%s", &out)
+	}
+}
+
+func TestParse(t *testing.T) {
+	for _, test := range []struct {
+		args string
+		want string // in the error; empty: none
+	}{
+		{"", ""},
+		{"-cases bulk-*,rr-1 -mtu 9000 -impair delay=20ms,loss=0.1%,reorder=1%", ""},
+		{"-warren /a -warren old=/b", ""},
+		{"-cases bulk-sideways-*", `there is no case "bulk-sideways-*"`},
+		{"-contenders [", "reading the pattern"},
+		{"-impair delay=x", "delay=x"},
+		{"-mtu 100", "-mtu 100"},
+		{"-rounds 0", "-rounds 0"},
+		{"-duration 0s", "-duration"},
+		{"bulk-up-1", "is not a flag"},
+	} {
+		_, err := parse(strings.Fields(test.args), io.Discard)
+		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+			t.Errorf("%q: %v, want %q", test.args, err, test.want)
+		}
+	}
+}
+
+func TestTurnsAlternate(t *testing.T) {
+	c := &benchCase{name: "rr-1"}
+	datagrams := &benchCase{name: "udp-64", udp: true}
+	o := &options{cases: []*benchCase{c, datagrams}, rounds: 2}
+	var got []string
+	for _, turn := range turnsOf(o, []contender{{name: "a", udp: true}, {name: "b"}}) {
+		got = append(got, turn.c.name+"/"+turn.who.name)
+	}
+	want := "rr-1/a rr-1/b rr-1/a rr-1/b udp-64/a udp-64/a"
+	if strings.Join(got, " ") != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestSummarize(t *testing.T) {
+	for _, test := range []struct {
+		samples []float64
+		want    summary
+	}{
+		{nil, summary{}},
+		{[]float64{2}, summary{2, 2, 2, 1}},
+		{[]float64{3, 1, 2}, summary{2, 1, 3, 3}},
+		{[]float64{4, 1, 3, 2}, summary{2.5, 1, 4, 4}},
+	} {
+		if got := summarize(test.samples); got != test.want {
+			t.Errorf("summarize(%v) = %+v, want %+v", test.samples, got, test.want)
+		}
+	}
+}
+
+func TestAccount(t *testing.T) {
+	const stat = "12 (a name) with) S 1 77 12 0 -1 4194560 1 0 0 0 150 50 25 25 20 0 7 0 100 9999 300 1 2\n"
+	group, cpu, rss, err := parseStat(stat)
+	if err != nil || group != 77 || cpu != 2.5 || rss != 300*int64(os.Getpagesize()) {
+		t.Errorf("got group %d, %v s, %d bytes, %v", group, cpu, rss, err)
+	}
+	if _, _, _, err := parseStat("12 (x) S 1"); err == nil {
+		t.Error("a line that ends early is taken")
+	}
+}
+
+func TestInUse(t *testing.T) {
+	got, err := inUse("heap profile: 1: 2 [3: 4] @ heap/1\n# Stack = 1000 / 2000\n# HeapInuse = 24\n")
+	if err != nil || got != 1024 {
+		t.Errorf("got %d, %v", got, err)
+	}
+	if _, err := inUse("nothing"); err == nil {
+		t.Error("a profile without figures is taken")
+	}
+}
+
+// TestScope ends scopes in each way that there is.
+func TestScope(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		f    func(s *scope) error
+		want string
+		skip bool
+	}{
+		{"in order", func(*scope) error { return nil }, "", false},
+		{"error", func(*scope) error { return io.EOF }, "EOF", false},
+		{"fatal", func(s *scope) error { s.Fatalf("no %s", "luck"); return nil }, "no luck", false},
+		{"errors", func(s *scope) error { s.Errorf("a"); s.Errorf("b"); return nil }, "a; b", false},
+		{"skip", func(s *scope) error { s.Skipf("no tool"); return nil }, "no tool", true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var order []string
+			err := within(t.Context(), test.name, nil, func(s *scope) error {
+				s.Cleanup(func() { order = append(order, "first made") })
+				s.Cleanup(func() {
+					if s.Context().Err() == nil {
+						t.Error("the context lives when the clean-up runs")
+					}
+					order = append(order, "last made")
+				})
+				return test.f(s)
+			})
+			if (err == nil) != (test.want == "") || err != nil && err.Error() != test.want {
+				t.Errorf("got %v, want %q", err, test.want)
+			}
+			if _, skipped := err.(skipError); skipped != test.skip {
+				t.Errorf("skipped: %v", skipped)
+			}
+			if strings.Join(order, ", ") != "last made, first made" {
+				t.Errorf("the clean-up ran in the order %q", order)
+			}
+		})
+	}
+}
+
+// TestPathsOfCases holds what the altered paths are.
+func TestPathsOfCases(t *testing.T) {
+	base := path{mtu: 1500}
+	if got := jumbo(base).mtu; got != 9000 {
+		t.Errorf("jumbo is MTU %d", got)
+	}
+	if got := impaired(base).impair; got.Delay != 20*time.Millisecond || got.Loss != 0.001 {
+		t.Errorf("impaired is %v", got)
+	}
+	base.impair.Delay = time.Second
+	if got := impaired(base); got != base {
+		t.Errorf("a path that the flags impair becomes %v", got)
+	}
+}
