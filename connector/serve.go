@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync"
 
 	"github.com/warrenmesh/warren/connector/guard"
 	"github.com/warrenmesh/warren/connector/origin"
@@ -77,9 +78,37 @@ type request interface {
 // admitted is a flow that holds its places: among those of its edge, and among
 // all.
 type admitted struct {
-	ctx     context.Context // ends when the flow is cut
-	end     context.CancelCauseFunc
 	of, all *place
+
+	ctx context.Context // ends when the flow is cut; nil once the relay has it
+
+	mu     sync.Mutex
+	cancel context.CancelCauseFunc // of ctx; nil with it
+	stream *relay.Stream           // of a TCP flow, once the relay has it
+	cause  error                   // of cut
+}
+
+// cut ends the flow. It may be called at any time, from any goroutine.
+func (f *admitted) cut(cause error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stream != nil {
+		f.stream.Cut(cause)
+		return
+	}
+	f.cause = cause
+	f.cancel(cause)
+}
+
+// handOver notes that the relay has the flow.
+func (f *admitted) handOver(s *relay.Stream) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.cancel(nil)
+	f.stream, f.ctx, f.cancel = s, nil, nil
+	if f.cause != nil {
+		s.Cut(f.cause)
+	}
 }
 
 // begin asks the guard and takes the flow's places. Where either says no, it
@@ -98,16 +127,17 @@ func (c *Connector) admit(e *edge, proto string, dst netip.AddrPort) (*admitted,
 	if v, why := c.guard.Allow(proto, dst); v != guard.Allow {
 		return nil, fmt.Errorf("%w: \"%s/%s\": %s", errDenied, proto, dst, why)
 	}
-	ctx, end := context.WithCancelCause(e.flows.ctx)
-	f := &admitted{ctx: ctx, end: end}
+	f := new(admitted)
+	f.ctx, f.cancel = context.WithCancelCause(e.flows.ctx)
+	end := f.cut
 	var err error
 	if f.of, err = e.flows.admit(proto, dst.Addr(), end); err != nil {
-		end(err)
+		f.cancel(err)
 		return nil, err
 	}
 	if f.all, err = c.flows.admit(proto, dst.Addr(), end); err != nil {
 		e.flows.done(f.of)
-		end(err)
+		f.cut(err)
 		return nil, err
 	}
 	return f, nil
@@ -115,7 +145,11 @@ func (c *Connector) admit(e *edge, proto string, dst netip.AddrPort) (*admitted,
 
 // done gives the flow's places back.
 func (c *Connector) done(e *edge, f *admitted) {
-	f.end(nil)
+	f.mu.Lock()
+	if f.cancel != nil {
+		f.cancel(nil)
+	}
+	f.mu.Unlock()
 	e.flows.done(f.of)
 	c.flows.done(f.all)
 }
@@ -182,10 +216,10 @@ func (c *Connector) serveTCP(e *edge, r TCPRequest) {
 	c.count.dialed("tcp", resultOK)
 	terms := relay.Options{AToB: &c.count.toOrigin, BToA: &c.count.fromOrigin, Poller: c.poller}
 	source, destination := r.Source(), r.Destination() // the request itself holds the SYN
-	relay.Start(f.ctx, inner, private, terms, func(res relay.Result) {
+	f.handOver(relay.Start(e.flows.ctx, inner, private, terms, func(res relay.Result) {
 		c.ended(e, "tcp", source, destination, res)
 		c.done(e, f)
-	})
+	}))
 }
 
 // serveUDP carries one UDP flow, until it is idle, the edge ends its session,

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/warrenmesh/warren/edge/balance"
@@ -48,8 +49,11 @@ func (e *Edge) walk(ctx context.Context, in ingress.Accepted) {
 		ID: e.flowID.Add(1), App: app.Name, Proto: in.Spec.Network,
 		Listener: in.Local, Client: in.Client, Start: in.At,
 	})
-	ctx, cancel := context.WithCancelCause(ctx)
-	p := &passage{e: e, flow: f, entry: e.observer.Begin(f, cancel), cancel: cancel}
+	p := &passage{e: e, flow: f}
+	connecting, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	p.cancel = cancel
+	p.entry = e.observer.Begin(f, p.cut)
 
 	verdict, why := app.rules.Decide(in.Client.Addr())
 	if verdict != policy.Allow {
@@ -58,53 +62,78 @@ func (e *Edge) walk(ctx context.Context, in ingress.Accepted) {
 		return
 	}
 	stop := watchClient(in.Conn, cancel)
-	origin, status, why := e.connect(ctx, now.director, app.PoolsAt(offset), f, p.entry)
+	origin, status, why := e.connect(connecting, now.director, app.PoolsAt(offset), f, p.entry)
 	stop()
 	if origin == nil {
 		netx.Abort(in.Conn)
 		p.end(status, why)
 		return
 	}
-	p.carry(ctx, &in, origin, app.idle(in.Spec.Network))
+	terms := p.terms(app.idle(in.Spec.Network))
+	if in.Spec.Network == "udp" {
+		p.finish(relay.Datagrams(connecting, in.Conn, origin, terms))
+		return
+	}
+	if p.done = in.Keep(); p.done == nil {
+		p.finish(relay.Copy(connecting, in.Conn, origin, terms))
+		return
+	}
+	p.handOver(relay.Start(ctx, in.Conn, origin, terms, p.finish))
 }
 
-// passage is a flow on its way, with what must be done at its end.
+// passage is a flow on its way, with what ends it and what its end needs.
 type passage struct {
-	e      *Edge
-	flow   *flow.Flow
-	entry  *observe.Entry
-	cancel context.CancelCauseFunc
-	done   func() // of the ingress; nil where the flow ends with its goroutine
+	e     *Edge
+	flow  *flow.Flow
+	entry *observe.Entry
+	done  func() // of the ingress; nil where the flow ends with its goroutine
+
+	mu     sync.Mutex
+	stream *relay.Stream           // once the relay has the flow
+	cancel context.CancelCauseFunc // until then
+	killed error                   // cut's cause
 }
 
-// end is the last act of the flow's owner.
-func (p *passage) end(status flow.Status, why string) {
-	p.flow.Done(time.Now(), status, why)
-	p.entry.End()
-	p.cancel(nil)
-	if p.done != nil {
-		p.done()
+// cut ends the flow. It may be called at any time, from any goroutine.
+func (p *passage) cut(cause error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stream != nil {
+		p.stream.Cut(cause)
+		return
+	}
+	p.killed = cause
+	p.cancel(cause)
+}
+
+// handOver notes that the relay has the flow.
+func (p *passage) handOver(s *relay.Stream) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stream, p.cancel = s, nil
+	if p.killed != nil {
+		s.Cut(p.killed)
+	}
+}
+
+// terms are the relay's.
+func (p *passage) terms(idle time.Duration) relay.Options {
+	return relay.Options{
+		Idle: idle, AToB: &p.flow.BytesIn, BToA: &p.flow.BytesOut,
+		OnDrop: p.e.relayed.drop, Poller: p.e.poller,
 	}
 }
 
 // finish takes the flow back from the relay.
 func (p *passage) finish(res relay.Result) { p.end(p.e.ended(p.flow, res)) }
 
-// carry moves the flow's bytes: a stream's while the caller goes, datagrams
-// until they end.
-func (p *passage) carry(ctx context.Context, in *ingress.Accepted, origin net.Conn, idle time.Duration) {
-	terms := relay.Options{
-		Idle: idle, AToB: &p.flow.BytesIn, BToA: &p.flow.BytesOut, OnDrop: p.e.relayed.drop, Poller: p.e.poller,
+// end is the last act of the flow's owner.
+func (p *passage) end(status flow.Status, why string) {
+	p.flow.Done(time.Now(), status, why)
+	p.entry.End()
+	if p.done != nil {
+		p.done()
 	}
-	if in.Spec.Network == "udp" {
-		p.finish(relay.Datagrams(ctx, in.Conn, origin, terms))
-		return
-	}
-	if p.done = in.Keep(); p.done == nil {
-		p.finish(relay.Copy(ctx, in.Conn, origin, terms))
-		return
-	}
-	relay.Start(ctx, in.Conn, origin, terms, p.finish)
 }
 
 // admit says whether a UDP client may begin a session, by the rules that walk

@@ -79,11 +79,11 @@ func idleFlows(t testing.TB, n int) (each int64, goroutines int) {
 	over := make(chan Result, n)
 	far := make([]net.Conn, 0, 2*n)
 	buf := make([]byte, 64<<10)
-	flows := make([]*duplex, 0, n)
+	flows := make([]*Stream, 0, n)
 	for range n {
 		a, client := tcpPair(t)
 		b, origin := tcpPair(t)
-		flows = append(flows, start(ctx, a, b, Options{Idle: 1 << 40, Poller: poller, tick: 10 * time.Millisecond}, func(r Result) { over <- r }))
+		flows = append(flows, Start(ctx, a, b, Options{Idle: 1 << 40, Poller: poller, tick: 10 * time.Millisecond}, func(r Result) { over <- r }))
 		far = append(far, client, origin)
 		roundTrip(t, client, origin, buf)
 	}

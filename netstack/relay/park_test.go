@@ -13,7 +13,7 @@ import (
 )
 
 // awaitRest returns once both directions are parked, or watched.
-func (s *duplex) awaitRest() {
+func (s *Stream) awaitRest() {
 	for !s.there.rests() || !s.back.rests() {
 		runtime.Gosched()
 	}
@@ -24,7 +24,7 @@ func (p *pipe) rests() bool { return p.state.Load() != running }
 // parkedRig is a flow that is watched as it comes to rest.
 type parkedRig struct {
 	client, origin stream
-	flow           *duplex
+	flow           *Stream
 	over           chan Result
 	cancel         context.CancelCauseFunc
 }
@@ -34,7 +34,7 @@ func newParkedRig(t testing.TB, poller *Poller, makeA, makeB func(testing.TB) (n
 	b, origin := makeB(t)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	r := &parkedRig{client: client, origin: origin, over: make(chan Result, 1), cancel: cancel}
-	r.flow = start(ctx, a, b, Options{Poller: poller, tick: time.Millisecond}, func(res Result) { r.over <- res })
+	r.flow = Start(ctx, a, b, Options{Poller: poller, tick: time.Millisecond}, func(res Result) { r.over <- res })
 	return r
 }
 
@@ -146,7 +146,7 @@ func TestClosedPoller(t *testing.T) {
 	}
 }
 
-func (s *duplex) stays() bool {
+func (s *Stream) stays() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.there.stays && s.back.stays

@@ -21,7 +21,7 @@ import (
 // Its goroutine alone leaves running. parked and watched are left by whoever
 // swaps the state first: what wakes the direction, or what ends the stream.
 type pipe struct {
-	s        *duplex
+	s        *Stream
 	src, dst net.Conn
 	count    *atomic.Uint64 // may be nil
 	moved    atomic.Int64
@@ -45,7 +45,7 @@ const (
 	done
 )
 
-func (p *pipe) init(s *duplex, src, dst net.Conn, count *atomic.Uint64) {
+func (p *pipe) init(s *Stream, src, dst net.Conn, count *atomic.Uint64) {
 	p.s, p.src, p.dst, p.count, p.fd = s, src, dst, count, -1
 	_, kernel := src.(*net.TCPConn)
 	_, notifies := src.(netx.ReadNotifier)
@@ -147,7 +147,7 @@ func (p *pipe) end(m *mover) (over bool) {
 }
 
 // endDirection notes that p's source has ended, and reports whether both have.
-func (s *duplex) endDirection(p *pipe) (both bool) {
+func (s *Stream) endDirection(p *pipe) (both bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p.ended = true

@@ -18,6 +18,8 @@ import (
 // A flow that is busy has nothing to do with it. Make one with NewPoller, and
 // Close it when the flows that it was given to have ended.
 type Poller struct {
+	crowds crowds
+
 	mu      sync.Mutex
 	epoll   *os.File // nil until it is needed, and where there is none to be had
 	waiting map[int32]*pipe

@@ -6,7 +6,7 @@ import "net"
 
 // Poller waits for the input of kernel sockets whose streams are at rest.
 // Here it cannot: their directions keep their goroutines.
-type Poller struct{}
+type Poller struct{ crowds crowds }
 
 // NewPoller makes a Poller.
 func NewPoller() *Poller { return &Poller{} }

@@ -36,13 +36,9 @@ func Copy(ctx context.Context, a, b net.Conn, o Options) Result {
 // and hands it back with done.
 //
 // With Options.Poller a stream has a goroutine only for a direction that moves
-// bytes.
-func Start(ctx context.Context, a, b net.Conn, o Options, done func(Result)) {
-	start(ctx, a, b, o, done)
-}
-
-func start(ctx context.Context, a, b net.Conn, o Options, done func(Result)) *duplex {
-	s := &duplex{poller: o.Poller, every: o.tick, done: done}
+// bytes, and next to nothing for a ctx that many streams share.
+func Start(ctx context.Context, a, b net.Conn, o Options, done func(Result)) *Stream {
+	s := &Stream{poller: o.Poller, every: o.tick, done: done}
 	if s.every == 0 {
 		s.every = tickEvery
 	}
@@ -51,7 +47,9 @@ func start(ctx context.Context, a, b net.Conn, o Options, done func(Result)) *du
 	s.back.init(s, b, a, o.BToA)
 	s.left.Store(2)
 	s.mu.Lock()
-	s.stop = context.AfterFunc(ctx, func() { s.cut(EndCanceled, SideNone, context.Cause(ctx)) })
+	if s.poller == nil || !s.poller.enter(ctx, s) {
+		s.stop = context.AfterFunc(ctx, func() { s.Cut(context.Cause(ctx)) })
+	}
 	s.armed.Store(true)
 	s.watchdog = time.AfterFunc(s.firstTick(), s.tick)
 	s.mu.Unlock()
@@ -60,18 +58,22 @@ func start(ctx context.Context, a, b net.Conn, o Options, done func(Result)) *du
 	return s
 }
 
-// duplex is one flow of bytes. Its two directions each run on a goroutine of
+// Stream is one flow of bytes. Its two directions each run on a goroutine of
 // their own, or on none while they are parked; whichever is the last to end
 // calls done.
 //
 // Locks: mu comes before those of the conns. What wakes a parked direction
 // may hold a conn's, so it takes no lock.
-type duplex struct {
+type Stream struct {
 	session
 	poller *Poller // nil: directions are not parked
 	every  time.Duration
 	done   func(Result)
-	stop   func() bool // of the context
+	stop   func() bool // of the context; nil where the poller has it
+
+	crowd *crowd // of the poller, with its neighbours there
+	prev  *Stream
+	next  *Stream
 
 	there, back pipe
 	left        atomic.Int32 // directions that have not ended for good
@@ -82,7 +84,7 @@ type duplex struct {
 }
 
 // other is the direction that comes the other way.
-func (s *duplex) other(p *pipe) *pipe {
+func (s *Stream) other(p *pipe) *pipe {
 	if p == &s.there {
 		return &s.back
 	}
@@ -90,7 +92,7 @@ func (s *duplex) other(p *pipe) *pipe {
 }
 
 // firstTick is when to look at a stream that has just begun.
-func (s *duplex) firstTick() time.Duration {
+func (s *Stream) firstTick() time.Duration {
 	if s.idle > 0 {
 		return min(s.every, s.idle)
 	}
@@ -98,13 +100,13 @@ func (s *duplex) firstTick() time.Duration {
 }
 
 // arm sees to it that a tick comes within every.
-func (s *duplex) arm() {
+func (s *Stream) arm() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.armLocked()
 }
 
-func (s *duplex) armLocked() {
+func (s *Stream) armLocked() {
 	if !s.ended && !s.armed.Load() {
 		s.armed.Store(true)
 		s.watchdog.Reset(s.every)
@@ -112,7 +114,7 @@ func (s *duplex) armLocked() {
 }
 
 // tick is the look at a stream, on the timer's goroutine.
-func (s *duplex) tick() {
+func (s *Stream) tick() {
 	side, err := s.look()
 	switch {
 	case err == nil:
@@ -126,7 +128,7 @@ func (s *duplex) tick() {
 // look says what is wrong with the stream: it is idle (SideNone), or a side
 // from which nobody reads just now has failed. Where nothing is, it asks the
 // directions at rest to park, and sees to the next tick.
-func (s *duplex) look() (Side, error) {
+func (s *Stream) look() (Side, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
@@ -164,9 +166,14 @@ func (s *duplex) look() (Side, error) {
 	return SideNone, nil
 }
 
+// Cut aborts both conns, if the stream has not ended: then its Result is
+// EndCanceled, with cause as its error. It does not wait, and may be called
+// from any goroutine, also from within done.
+func (s *Stream) Cut(cause error) { s.cut(EndCanceled, SideNone, cause) }
+
 // cut ends the stream before its time and aborts both conns, which ends both
 // directions.
-func (s *duplex) cut(end End, side Side, err error) {
+func (s *Stream) cut(end End, side Side, err error) {
 	s.mu.Lock()
 	over := false
 	if s.settleLocked(end, side, err) {
@@ -180,7 +187,7 @@ func (s *duplex) cut(end End, side Side, err error) {
 }
 
 // close ends the stream in order.
-func (s *duplex) close() {
+func (s *Stream) close() {
 	s.mu.Lock()
 	over := false
 	if s.settleLocked(EndOrderly, SideNone, nil) {
@@ -195,7 +202,7 @@ func (s *duplex) close() {
 
 // unparkLocked ends what directions are parked, now that the stream is over,
 // and reports whether they were the last.
-func (s *duplex) unparkLocked() (last bool) {
+func (s *Stream) unparkLocked() (last bool) {
 	for _, p := range []*pipe{&s.there, &s.back} {
 		if p.dropLocked() && s.left.Add(-1) == 0 {
 			last = true
@@ -205,22 +212,25 @@ func (s *duplex) unparkLocked() (last bool) {
 }
 
 // leave is the end of one direction.
-func (s *duplex) leave() {
+func (s *Stream) leave() {
 	if s.left.Add(-1) == 0 {
 		s.finish()
 	}
 }
 
 // finish runs after both directions have ended.
-func (s *duplex) finish() {
+func (s *Stream) finish() {
 	s.mu.Lock()
 	if s.settleLocked(EndOrderly, SideNone, nil) {
 		s.closeLocked()
 	}
 	r := s.result
-	stop := s.stop
 	s.mu.Unlock()
-	stop()
+	if s.stop != nil {
+		s.stop()
+	} else {
+		s.poller.leave(s)
+	}
 	r.AToB, r.BToA = s.there.moved.Load(), s.back.moved.Load()
 	s.done(r)
 }
