@@ -107,6 +107,7 @@ func (n *NIC) dialTCP(ctx context.Context, remote netip.AddrPort) (*TCPConn, err
 		ep.Close()
 		return nil, c.dialError(err)
 	}
+	n.releasePort(c.key.local)
 	c.watch()
 	if err := ep.Connect(n.fullAddress(remote)); err != nil {
 		if _, started := err.(*tcpip.ErrConnectStarted); !started {
