@@ -3,8 +3,11 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
+	"math"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -255,5 +258,95 @@ func TestPathsOfCases(t *testing.T) {
 	base.impair.Delay = time.Second
 	if got := impaired(base); got != base {
 		t.Errorf("a path that the flags impair becomes %v", got)
+	}
+}
+
+// TestGoals judges made-up figures.
+func TestGoals(t *testing.T) {
+	r := newResults()
+	put := func(testCase, who, name string, values ...float64) {
+		for _, v := range values {
+			r.add(key{testCase, who, metric{name, "", more}}, v)
+		}
+	}
+	put("bulk-up-1", "warren", "rate", 3.9, 4.1, 4.2)
+	put("bulk-up-1", nameNaive, "rate", 1)
+	put("bulk-up-8", "warren", "rate", 3.5)
+	put("ping-during-bulk", "warren", "p99", 500)
+	put("ping-idle", nameNaive, "p99", 200)
+	put("idle-memory", "warren", "edge", 12)
+	for _, test := range []struct {
+		name           string
+		g              goal
+		figure         float64
+		reached, known bool
+	}{
+		{"ratio", goal{testCase: "bulk-up-1", metric: "rate", by: nameNaive, bound: 4}, 4.1, true, true},
+		{"itself", goal{testCase: "bulk-up-8", metric: "rate", by: itself, byCase: "bulk-up-1", bound: 0.9}, 3.5 / 4.1, false, true},
+		{"another case", goal{testCase: "ping-during-bulk", metric: "p99", by: nameNaive, byCase: "ping-idle", bound: 2, less: true}, 2.5, false, true},
+		{"alone", goal{testCase: "idle-memory", metric: "edge", bound: 12, less: true}, 12, true, true},
+		{"nobody to divide by", goal{testCase: "bulk-up-1", metric: "rate", by: nameFRP, bound: 1}, 0, false, false},
+	} {
+		got, reached, known := r.judge(test.g, "warren")
+		if math.Abs(got-test.figure) > 1e-9 || known != test.known || known && reached != test.reached {
+			t.Errorf("%s: %v, reached %v, known %v", test.name, got, reached, known)
+		}
+	}
+	names := map[string]bool{}
+	for _, c := range allCases() {
+		names[c.name] = true
+	}
+	for _, g := range goals() {
+		if !names[g.testCase] || g.byCase != "" && !names[g.byCase] {
+			t.Errorf("a goal speaks of a case that is not there: %+v", g)
+		}
+	}
+}
+
+// TestDenominators tells naive from something else.
+func TestDenominators(t *testing.T) {
+	for _, test := range []struct {
+		naive float64
+		want  string
+	}{{1.1, ", within 15 %"}, {0.9, ", within 15 %"}, {1.2, "NOT within"}, {0.8, "NOT within"}} {
+		r := &report{o: &options{cases: []*benchCase{{name: "rr-1"}}}, results: newResults()}
+		r.results.add(key{"rr-1", nameNaive, metric{"rate", "/s", more}}, test.naive)
+		r.results.add(key{"rr-1", nameWireproxy, metric{"rate", "/s", more}}, 1)
+		var out bytes.Buffer
+		r.denominators(&out)
+		if !strings.Contains(out.String(), test.want) {
+			t.Errorf("naive at %v: %q, want %q", test.naive, &out, test.want)
+		}
+	}
+}
+
+// TestPeersNameWhatIsMissing looks for programs that are not there, and takes
+// a recipe that is.
+func TestPeersNameWhatIsMissing(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"frps", "frpc", "chisel", "recipes/newt.edge", "recipes/newt.connector"} {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, nil, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	missing := func(dir string) map[string]string {
+		all := map[string]string{}
+		for _, c := range peers(dir) {
+			all[c.name] = c.missing
+		}
+		return all
+	}
+	got := missing(dir)
+	if got["frp"] != "" || got["chisel"] != "" || got["newt"] != "" {
+		t.Errorf("what is there is missed: %q", got)
+	}
+	if !strings.Contains(got["wireproxy"], `"wireproxy"`) || !strings.Contains(got["tailscale"], `"tailscaled"`) {
+		t.Errorf("what is not there is not named: %q", got)
+	}
+	for name, why := range missing("") {
+		if why == "" {
+			t.Errorf("%s takes part without -peers", name)
+		}
 	}
 }

@@ -45,10 +45,13 @@ type inspector interface {
 	profile(ctx context.Context, seconds int) ([]byte, error)
 }
 
+// nameDirect is the contender that is none.
+const nameDirect = "direct"
+
 // direct is the client going to the origin over the kernel's routers: what the
 // machine itself can do.
 func direct() contender {
-	return contender{name: "direct", udp: true, start: func(*scope, *world) *running {
+	return contender{name: nameDirect, udp: true, start: func(*scope, *world) *running {
 		return &running{target: originAddr}
 	}}
 }

@@ -9,6 +9,12 @@
 // for each measurement; contenders take turns, and figures are medians over
 // the rounds. It needs root, or user namespaces for everybody, and iproute2.
 //
+// Contenders are Warren; naive, what a proxy over userspace WireGuard is when
+// it is written in an afternoon, and the 1 of every ratio; direct, the kernel's
+// route; HAProxy where it is installed; and the products whose programs lie in
+// -peers. Whoever has no start in peers.go takes part by two programs there,
+// recipes/NAME.edge and recipes/NAME.connector; see recipes.
+//
 // The program must never touch the machine's own network, never leave
 // anything behind, and never measure two things at once.
 package main

@@ -62,15 +62,18 @@ func (m *measurement) waitServed() {
 			default:
 			}
 		}
-		return m.echoOnce(ctx)
+		return m.greeted(ctx)
 	})
 	if err != nil {
 		m.s.Fatalf("waiting for the way to the origin: %v", err)
 	}
+	for _, port := range tcpPorts { // who opens them one by one is at the last soon
+		waitPort(m.s, m.world.client, nil, m.to(port))
+	}
 }
 
-// echoOnce is a connection that gets the greeting of the origin.
-func (m *measurement) echoOnce(ctx context.Context) error {
+// greeted opens a connection that hears from the origin.
+func (m *measurement) greeted(ctx context.Context) error {
 	conn, err := m.world.client.Dial(ctx, "tcp", m.to(load.PortGreet).String())
 	if err != nil {
 		return err

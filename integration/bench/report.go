@@ -136,6 +136,8 @@ func (r *report) notes(w io.Writer) {
 			fmt.Fprintf(w, "disqualified: %s %s\n", who.name, why)
 		}
 	}
+	r.denominators(w)
+	r.goalTable(w)
 }
 
 // figure writes a number with three digits that mean something.

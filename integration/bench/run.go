@@ -12,13 +12,14 @@ import (
 // allContenders is everybody, in the order of the table.
 func allContenders(o *options) []contender {
 	all := []contender{direct(), haproxy(), naiveContender()}
-	if len(o.warrens) == 0 { // for a list
-		return append(all, warrenContender(nameWarren, ""))
+	warrens := o.warrens
+	if len(warrens) == 0 { // for a list
+		warrens = []named{{name: nameWarren}}
 	}
-	for _, w := range o.warrens {
+	for _, w := range warrens {
 		all = append(all, warrenContender(w.name, w.path))
 	}
-	return all
+	return append(all, peers(o.peers)...)
 }
 
 // choose splits the contenders that the run is for into who takes part and who

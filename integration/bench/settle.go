@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -26,6 +27,11 @@ func settle(o *options) error {
 	if err := os.Chmod(workDir, 0o777|os.ModeSticky); err != nil {
 		return err
 	}
+	if o.profile != "" {
+		if err := os.MkdirAll(o.profile, 0o755); err != nil {
+			return err
+		}
+	}
 	built := ""
 	if len(o.warrens) == 0 {
 		if built = os.Getenv(envBinary); built == "" {
@@ -44,6 +50,15 @@ func settle(o *options) error {
 		if name := filepath.Base(dir); strings.HasPrefix(name, "warren-build-") || strings.HasPrefix(name, "warren-test-") {
 			os.RemoveAll(dir) // else it goes when the run ends
 		}
+	}
+	// The mounts are the run's own, yet no peer shall get at the machine's
+	// file through them.
+	resolv := filepath.Join(workDir, "resolv.conf")
+	if err := os.WriteFile(resolv, nil, 0o644); err != nil {
+		return err
+	}
+	if err := unix.Mount(resolv, "/etc/resolv.conf", "", unix.MS_BIND, ""); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("hiding /etc/resolv.conf: %w", err)
 	}
 	return os.Setenv("TMPDIR", workDir)
 }
