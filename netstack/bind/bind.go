@@ -43,10 +43,6 @@ const (
 	maxBatch        = conn.IdealBatchSize
 	defaultBuffer   = 4 << 20
 	defaultSendWait = 100 * time.Millisecond
-
-	// samePortTries bounds the search for a port that is free in both
-	// families, where the kernel picks it.
-	samePortTries = 100
 )
 
 // Config says where a Bind listens. The zero value listens on a port that the
@@ -131,7 +127,7 @@ type generation struct {
 	done chan struct{} // closed by Close
 	port uint16
 	v4   *socket // nil where the family is not listened on
-	v6   *socket
+	v6   *socket // the same one where both are
 }
 
 func (g *generation) closed() bool {
@@ -145,10 +141,11 @@ func (g *generation) closed() bool {
 
 func (g *generation) sockets() []*socket {
 	var out []*socket
-	for _, s := range []*socket{g.v4, g.v6} {
-		if s != nil {
-			out = append(out, s)
-		}
+	if g.v4 != nil {
+		out = append(out, g.v4)
+	}
+	if g.v6 != nil && g.v6 != g.v4 {
+		out = append(out, g.v6)
 	}
 	return out
 }
@@ -160,7 +157,7 @@ func New(config Config) *Bind {
 	return b
 }
 
-// Open opens the sockets and returns one receive function for each. port, if
+// Open opens the socket and returns its receive function. port, if
 // not 0, takes the place of the configured one: a device passes its
 // listen_port, and the port it had when it opens again.
 //
@@ -180,10 +177,12 @@ func (b *Bind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 		return nil, 0, err
 	}
 	var fns []conn.ReceiveFunc
-	if g.v4 != nil {
+	switch {
+	case g.v4 == g.v6:
+		fns = append(fns, b.newReceive(g.v4).receiveBoth)
+	case g.v4 != nil:
 		fns = append(fns, b.newReceive(g.v4).receiveIPv4)
-	}
-	if g.v6 != nil {
+	default:
 		fns = append(fns, b.newReceive(g.v6).receiveIPv6)
 	}
 	b.current.Store(g)
@@ -211,34 +210,37 @@ func (b *Bind) openLocked(port uint16) (*generation, error) {
 	return g, nil
 }
 
-// openBothLocked opens both families on one port. A machine without one of
-// them has the other.
+// openBothLocked opens one socket for both families, so that the device holds
+// one batch of buffers and not a second one for a family that may never see a
+// datagram. A machine without one of them has the other.
 func (b *Bind) openBothLocked(g *generation, port uint16) error {
-	for try := 1; ; try++ {
-		at4 := netip.AddrPortFrom(netip.IPv4Unspecified(), port)
-		v4, err := b.openSocketLocked(g, "udp4", at4)
-		if err != nil && !noFamily(err) {
-			return listenError(at4, err)
+	at4 := netip.AddrPortFrom(netip.IPv4Unspecified(), port)
+	at6 := netip.AddrPortFrom(netip.IPv6Unspecified(), port)
+	s, err := b.openSocketLocked(g, "udp", at6)
+	switch {
+	case err == nil:
+		g.v4, g.v6, g.port = s, s, s.at.Port()
+		return nil
+	case !noFamily(err):
+		// Which of the two is taken? The other may be free.
+		if k, err4 := b.listen("udp4", at4, b.optionsLocked()); err4 == nil {
+			_ = k.Close()
+		} else if !noFamily(err4) {
+			return listenError(at4, err4)
 		}
-		at6 := netip.AddrPortFrom(netip.IPv6Unspecified(), port)
-		if v4 != nil {
-			at6 = netip.AddrPortFrom(at6.Addr(), v4.at.Port())
-		}
-		v6, err := b.openSocketLocked(g, "udp6", at6)
-		switch {
-		case err == nil:
-			g.v4, g.v6, g.port = v4, v6, v6.at.Port()
-			return nil
-		case noFamily(err) && v4 != nil:
-			g.v4, g.port = v4, v4.at.Port()
-			return nil
-		case v4 != nil:
-			_ = v4.kernel.Load().Close()
-		}
-		if port != 0 || !errors.Is(err, syscall.EADDRINUSE) || try == samePortTries {
-			return listenError(at6, err)
-		}
+		return listenError(at6, err)
 	}
+	if s, err = b.openSocketLocked(g, "udp4", at4); err == nil {
+		g.v4, g.port = s, s.at.Port()
+		return nil
+	} else if !noFamily(err) {
+		return listenError(at4, err)
+	}
+	if s, err = b.openSocketLocked(g, "udp6", at6); err != nil {
+		return listenError(at6, err)
+	}
+	g.v6, g.port = s, s.at.Port()
+	return nil
 }
 
 // noFamily reports whether err says that the machine lacks the address family,

@@ -64,18 +64,24 @@ func TestReceiveFunctionsOfAClosedBindStayClosed(t *testing.T) {
 
 func TestNamesOfReceiveFunctions(t *testing.T) {
 	needIPv6(t)
-	b := New(Config{})
-	fns, _, err := b.Open(0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
-	var names []string
-	for _, fn := range fns {
-		names = append(names, fn.PrettyName())
-	}
-	if got := strings.Join(names, " "); got != "v4 v6" {
-		t.Errorf("wireguard-go logs them as %q", got)
+	for listen, want := range map[string]string{"": "receiveBoth", "127.0.0.1:0": "v4", "[::1]:0": "v6"} {
+		var c Config
+		if listen != "" {
+			c.Listen = netip.MustParseAddrPort(listen)
+		}
+		b := New(c)
+		fns, _, err := b.Open(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer b.Close()
+		var names []string
+		for _, fn := range fns {
+			names = append(names, fn.PrettyName())
+		}
+		if got := strings.Join(names, " "); got != want {
+			t.Errorf("listening on %q: wireguard-go logs them as %q, want %q", listen, got, want)
+		}
 	}
 }
 
@@ -134,12 +140,14 @@ func TestMachineWithOneFamily(t *testing.T) {
 		{"udp6", "127.0.0.1", syscall.EAFNOSUPPORT},
 		{"udp6", "127.0.0.1", syscall.EADDRNOTAVAIL},
 		{"udp4", "::1", syscall.EAFNOSUPPORT},
+		{"neither", "127.0.0.1", 0},
+		{"neither", "::1", 0},
 	} {
 		t.Run(fmt.Sprintf("%s %v", tt.lacks, tt.err), func(t *testing.T) {
 			needIPv6(t)
 			b := New(Config{})
 			b.listenWith(func(network string, _ netip.AddrPort) error {
-				if network == tt.lacks {
+				if network == tt.lacks || network == "udp" && tt.err != 0 {
 					return tt.err
 				}
 				return nil
@@ -153,50 +161,42 @@ func TestMachineWithOneFamily(t *testing.T) {
 	}
 }
 
-func TestPickedPortIsFreeInBothFamilies(t *testing.T) {
+// TestPortIsOneInBothFamilies: whoever holds it in one of them is named, and
+// nothing is left of the attempt.
+func TestPortIsOneInBothFamilies(t *testing.T) {
 	needIPv6(t)
-	for _, tt := range []struct {
-		name   string
-		asked  bool
-		port   uint16
-		taken  int // how many times the IPv6 port turns out to be taken
-		opens  int // how many sockets are tried
-		failed bool
-	}{
-		{"third time lucky", false, 0, 2, 6, false},
-		{"never", false, 0, 1 << 20, 2 * samePortTries, true},
-		{"a port that was asked for is not exchanged", true, 0, 1, 2, true},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			b, opens, six := New(Config{}), 0, 0
-			if tt.asked {
-				tt.port = freePort(t)
+	for network, held := range map[string]netip.Addr{"udp4": netip.IPv4Unspecified(), "udp6": netip.IPv6Unspecified()} {
+		t.Run(network, func(t *testing.T) {
+			port := freePort(t)
+			at := netip.AddrPortFrom(held, port)
+			k, err := listenKernel(network, at, options{})
+			if err != nil {
+				t.Fatal(err)
 			}
-			b.listenWith(func(network string, _ netip.AddrPort) error {
-				opens++
-				if network == "udp6" {
-					if six++; six <= tt.taken {
-						return syscall.EADDRINUSE
-					}
-				}
-				return nil
-			})
-			_, port, err := b.Open(tt.port)
-			defer b.Close()
-			if opens != tt.opens || (err != nil) != tt.failed {
-				t.Errorf("%d sockets tried, %v", opens, err)
+			defer k.Close()
+			b := New(Config{})
+			if _, _, err = b.Open(port); !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), fmt.Sprintf("listening on udp %v: ", at)) {
+				t.Errorf("got %v, want %v in it", err, at)
 			}
-			if tt.asked { // nothing is left of the attempt
-				k, err := listenKernel("udp4", netip.AddrPortFrom(netip.IPv4Unspecified(), tt.port), options{})
-				if err != nil {
-					t.Fatal(err)
-				}
-				k.Close()
+			other := map[string]string{"udp4": "udp6", "udp6": "udp4"}[network]
+			addr := map[string]netip.Addr{"udp4": netip.IPv4Unspecified(), "udp6": netip.IPv6Unspecified()}[other]
+			free, err := listenKernel(other, netip.AddrPortFrom(addr, port), options{})
+			if err != nil {
+				t.Fatalf("the other family's port is held: %v", err)
 			}
-			if err == nil && (b.current.Load().v4.at.Port() != port || b.current.Load().v6.at.Port() != port) {
-				t.Errorf("ports %v %v", b.current.Load().v4.at, b.current.Load().v6.at)
-			}
+			free.Close()
 		})
+	}
+	b := New(Config{})
+	_, port, err := b.Open(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	for _, at := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		if _, _, err := New(Config{Listen: netip.AddrPortFrom(at, port)}).Open(0); !errors.Is(err, syscall.EADDRINUSE) {
+			t.Errorf("port %d is free at %v: %v", port, at, err)
+		}
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 
 // listenKernel opens a UDP socket with all its options.
 func listenKernel(network string, at netip.AddrPort, o options) (*kernelConn, error) {
-	config := net.ListenConfig{Control: func(network, _ string, c syscall.RawConn) error {
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
 		if e := c.Control(func(fd uintptr) { err = o.set(int(fd), network) }); e != nil {
 			return e
@@ -61,16 +61,21 @@ func (o options) set(fd int, network string) error {
 		name              string
 		level, opt, value int
 	}
-	wanted := []option{
-		{"IP_PKTINFO", unix.IPPROTO_IP, unix.IP_PKTINFO, 1},
-		{"IP_MTU_DISCOVER", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT},
+	var wanted []option
+	if network != "udp6" {
+		wanted = append(wanted,
+			option{"IP_PKTINFO", unix.IPPROTO_IP, unix.IP_PKTINFO, 1},
+			option{"IP_MTU_DISCOVER", unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT})
 	}
-	if network == "udp6" {
-		wanted = []option{
-			{"IPV6_V6ONLY", unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1},
-			{"IPV6_RECVPKTINFO", unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1},
-			{"IPV6_MTU_DISCOVER", unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT},
+	if network != "udp4" {
+		only := 0
+		if network == "udp6" {
+			only = 1
 		}
+		wanted = append(wanted,
+			option{"IPV6_V6ONLY", unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, only},
+			option{"IPV6_RECVPKTINFO", unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1},
+			option{"IPV6_MTU_DISCOVER", unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT})
 	}
 	for _, w := range wanted {
 		if err := unix.SetsockoptInt(fd, w.level, w.opt, w.value); err != nil {

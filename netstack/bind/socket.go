@@ -27,11 +27,11 @@ const (
 	reopenMax  = time.Second
 )
 
-// socket is one family's place in a generation. The kernel's socket under it
+// socket is a family's place in a generation, or that of both. The kernel's socket under it
 // may die and be replaced; the address stays.
 type socket struct {
 	gen     *generation
-	network string // "udp4" or "udp6"
+	network string // "udp4", "udp6", or "udp" for both
 	at      netip.AddrPort
 	kernel  atomic.Pointer[kernelConn]
 	turn    chan struct{} // held by the one Send that waits for room
@@ -112,8 +112,12 @@ func (b *Bind) newReceive(s *socket) *receive {
 	return &receive{bind: b, s: s, batch: newReceiver(b.BatchSize()), cache: newEndpointCache()}
 }
 
-// receiveIPv4 and receiveIPv6 are named for wireguard-go's log, which prints
+// receiveBoth, receiveIPv4 and receiveIPv6 are named for wireguard-go's log, which prints
 // how the name of a receive function ends.
+func (r *receive) receiveBoth(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+	return r.receive(bufs, sizes, eps)
+}
+
 func (r *receive) receiveIPv4(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
 	return r.receive(bufs, sizes, eps)
 }
