@@ -109,6 +109,7 @@ func (n *NIC) dialTCP(ctx context.Context, remote netip.AddrPort) (*TCPConn, err
 	}
 	n.releasePort(c.key.local)
 	c.watch()
+	ep.SetOwner(c) // before the first packet
 	if err := ep.Connect(n.fullAddress(remote)); err != nil {
 		if _, started := err.(*tcpip.ErrConnectStarted); !started {
 			c.Abort()

@@ -2,6 +2,7 @@ package netstack
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -225,10 +226,16 @@ func (r *TCPRequest) Accept() (*TCPConn, error) {
 	}
 	c := newTCPConn(r.nic, ep, wq)
 	c.key = r.key
+	c.delayACKs(r.firstSequence() + 1)
 	if !c.adopt() {
 		return nil, fmt.Errorf("accepting a connection from %q to %q: %w", r.key.remote, r.key.local, ErrAborted)
 	}
 	return c, nil
+}
+
+// firstSequence is the sequence number of the SYN.
+func (r *TCPRequest) firstSequence() uint32 {
+	return binary.BigEndian.Uint32(r.quoted[len(r.quoted)-quotedPorts+header.TCPSeqNumOffset:])
 }
 
 // abortHandshake ends a handshake that gVisor would go on with for minutes.

@@ -51,6 +51,7 @@ type NIC struct {
 	id    tcpip.NICID
 	link  stack.LinkEndpoint
 	index flowIndex
+	acks  ackList
 
 	fragments reassembler
 	lowering  atomic.Bool // a "packet too big" is being heeded
@@ -89,6 +90,7 @@ func (s *Stack) AddNIC(cfg NICConfig) (*NIC, error) {
 		}
 		sources = append(sources, a.Unmap())
 	}
+	n.acks.nic = n
 	n.index.init(sources, cfg.MaxFlowsPerHost)
 	n.index.drops = &s.drops
 	n.fragments.drops = &s.drops
@@ -160,6 +162,7 @@ func (n *NIC) remove() {
 	stop()
 	n.stack.gv.RemoveNIC(n.id)
 	n.fragments.close()
+	n.acks.close()
 	n.stack.mu.Lock()
 	delete(n.stack.nics, n.id)
 	n.stack.mu.Unlock()

@@ -36,6 +36,8 @@ type TCPConn struct {
 	in  tcpip.SliceWriter // the slice being read into; guarded by r.op
 	out bytes.Reader      // the slice being written; guarded by w.op
 
+	ack delayedACK
+
 	closed   atomic.Bool // Close or Abort was called by the owner
 	finished atomic.Bool // CloseWrite was called
 	mu       sync.Mutex  // guards what follows
