@@ -111,6 +111,12 @@ func (o *opened) drops() map[string]uint64 {
 	return out
 }
 
+func drops(b *Bind) map[string]uint64 {
+	out := map[string]uint64{}
+	b.Drops(func(_, why string, n uint64) { out[why] = n })
+	return out
+}
+
 func send(t testing.TB, b *Bind, e conn.Endpoint, data ...string) {
 	t.Helper()
 	var bufs [][]byte

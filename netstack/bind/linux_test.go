@@ -148,12 +148,6 @@ func TestSendErrorsOfRoutes(t *testing.T) {
 	})
 }
 
-func drops(b *Bind) map[string]uint64 {
-	out := map[string]uint64{}
-	b.Drops(func(_, why string, n uint64) { out[why] = n })
-	return out
-}
-
 func TestFirewallIsCountedAndTold(t *testing.T) {
 	noFirewall := false
 	inNamespace(t, func(func(...string)) {

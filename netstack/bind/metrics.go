@@ -19,6 +19,7 @@ const (
 	whySendOther   = "send_failed"         // an error that none of the others names
 	whyTruncated   = "truncated"           // received larger than the buffer
 	whyUnwanted    = "handshake_unwanted"  // received a handshake's first message where Config.Answer says no
+	whyFlood       = "handshake_flood"     // received more handshake messages from a source than its share
 	whyKernel      = "receive_buffer_full" // the kernel's own count
 )
 
@@ -26,7 +27,7 @@ const (
 var whys = [...]string{
 	whyClosed, whyEndpoint, whyFamily, whyTooLarge, whyUnreachable, whyFirewall,
 	whyNoBuffers, whyInvalid, whyBufferFull, whyReopening, whySendOther, whyUnwanted,
-	whyTruncated,
+	whyFlood, whyTruncated,
 }
 
 // counts is what a Bind counts; one for the whole life of a Bind.

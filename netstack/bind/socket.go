@@ -105,11 +105,12 @@ type receive struct {
 	s     *socket
 	batch *receiver
 	cache *endpointCache
+	flood *floodGuard
 	scatter
 }
 
 func (b *Bind) newReceive(s *socket) *receive {
-	return &receive{bind: b, s: s, batch: newReceiver(b.BatchSize()), cache: newEndpointCache()}
+	return &receive{bind: b, s: s, batch: newReceiver(b.BatchSize()), cache: newEndpointCache(), flood: newFloodGuard()}
 }
 
 // receiveBoth, receiveIPv4 and receiveIPv6 are named for wireguard-go's log, which prints
@@ -129,14 +130,14 @@ func (r *receive) receiveIPv6(bufs [][]byte, sizes []int, eps []conn.Endpoint) (
 // receive waits for datagrams. The only error that it returns is
 // net.ErrClosed: every other one would end the device's goroutine for good.
 func (r *receive) receive(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
-	b := batch{bufs, sizes, eps}
+	b := batch{bufs, sizes, eps}.to(min(len(bufs), r.bind.BatchSize()))
 	for failures := 0; ; {
 		if len(r.left) > 0 && !r.s.gen.closed() {
 			return r.admit(b.to(r.deliver(b))), nil
 		}
 		k := r.s.kernel.Load()
-		sh := r.shape(bufs, k.gathers)
-		n, err := r.batch.read(k, bufs, sh, r.spare)
+		sh := r.shape(b.bufs, k.gathers)
+		n, err := r.batch.read(k, b.bufs, sh, r.spare)
 		if r.s.gen.closed() {
 			return 0, net.ErrClosed
 		}
@@ -195,9 +196,16 @@ func (r *receive) admit(b batch) int {
 	}
 	total := 0
 	for i, size := range b.sizes {
-		if answer := r.bind.config.Answer; answer != nil && isInitiation(b.bufs[i][:size]) && !answer() {
-			c.drop(whyUnwanted, 1)
-			b.sizes[i] = 0
+		if data := b.bufs[i][:size]; isHandshake(data) {
+			answer := r.bind.config.Answer
+			switch {
+			case answer != nil && isInitiation(data) && !answer():
+				c.drop(whyUnwanted, 1)
+				b.sizes[i] = 0
+			case !r.flood.allow(b.eps[i].(*Endpoint).source(), time.Now()):
+				c.drop(whyFlood, 1)
+				b.sizes[i] = 0
+			}
 		}
 		total += b.sizes[i]
 	}
