@@ -72,7 +72,7 @@ func TestSendAndReceiveDoNotAllocate(t *testing.T) {
 
 // inNamespace runs f on a thread in a network namespace of its own, in which
 // only loopback is up. Sockets that f opens stay in there.
-func inNamespace(t *testing.T, f func(ip func(args ...string))) {
+func inNamespace(t testing.TB, f func(ip func(args ...string))) {
 	t.Helper()
 	if _, err := exec.LookPath("ip"); err != nil {
 		lacking(t, "iproute2")
@@ -99,7 +99,7 @@ func inNamespace(t *testing.T, f func(ip func(args ...string))) {
 }
 
 // openHere opens a Bind without receiving, to be closed by the caller.
-func openHere(t *testing.T, c Config) *Bind {
+func openHere(t testing.TB, c Config) *Bind {
 	b := New(c)
 	if _, _, err := b.Open(0); err != nil {
 		t.Error(err)
