@@ -17,7 +17,7 @@ var errPorts = errors.New("the client's own ports ran out: give it more source a
 // runConnect has every worker connect, exchange a byte each way and close, one
 // connection after the other.
 func runConnect(ctx context.Context, s Spec) (Report, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancelCause(ctx) // with errPorts, or by the caller
 	defer cancel(nil)
 	d := newDialer(s)
 	first := connectWorker{spec: s, dialer: d}
@@ -26,6 +26,11 @@ func runConnect(ctx context.Context, s Spec) (Report, error) {
 	}
 
 	start := time.Now()
+	schedules, closeAlarms, err := newSchedules(ctx, s, start)
+	if err != nil {
+		return Report{}, err
+	}
+	defer closeAlarms()
 	w := windowAfter(s.Warmup, s.Duration)
 	meter := startMeter(ctx, s, w)
 	moving := &progress{window: w}
@@ -35,7 +40,7 @@ func runConnect(ctx context.Context, s Spec) (Report, error) {
 		c := &connectWorker{spec: s, dialer: d, window: w, next: byte(i)}
 		workers[i] = c
 		wg.Go(func() {
-			if err := c.run(ctx, newSchedule(s, start, i), moving); err != nil {
+			if err := c.run(ctx, schedules[i], moving); err != nil {
 				cancel(err)
 			}
 		})
@@ -60,7 +65,7 @@ type connectWorker struct {
 
 // run connects as the schedule says until the window ends. Its error is one
 // that makes the whole load worthless.
-func (c *connectWorker) run(ctx context.Context, due schedule, moving *progress) error {
+func (c *connectWorker) run(ctx context.Context, due *schedule, moving *progress) error {
 	for {
 		begin, ok := due.wait(ctx, c.window.to)
 		if !ok {

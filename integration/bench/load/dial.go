@@ -14,12 +14,13 @@ import (
 type dialer struct {
 	net.Dialer
 	target  netip.AddrPort
+	address string // target, for DialContext
 	sources []netip.Addr
 	turn    atomic.Uint64
 }
 
 func newDialer(s Spec) *dialer {
-	d := &dialer{target: s.Target, sources: s.Sources}
+	d := &dialer{target: s.Target, address: s.Target.String(), sources: s.Sources}
 	d.Timeout = s.Timeout
 	d.KeepAlive = -1 // four system calls a connection that a benchmark does not need
 	if len(d.sources) > 0 {
@@ -41,21 +42,35 @@ func bindWithoutPort(_, _ string, raw syscall.RawConn) error {
 	return failed
 }
 
-// source is the address of the next connection; the zero value leaves it to
-// the kernel.
+// source is the address of the next connection.
 func (d *dialer) source() netip.AddrPort {
-	if len(d.sources) == 0 {
-		return netip.AddrPort{}
-	}
 	return netip.AddrPortFrom(d.sources[d.turn.Add(1)%uint64(len(d.sources))], 0)
 }
 
+// tcp connects. Without sources it must not bind at all: Dialer.DialTCP would
+// bind to the zero address, which takes a port from all connections of the
+// machine, and with most of them in TIME_WAIT searches for a millisecond.
 func (d *dialer) tcp(ctx context.Context) (*net.TCPConn, error) {
-	return d.DialTCP(ctx, "tcp", d.source(), d.target)
+	if len(d.sources) > 0 {
+		return d.DialTCP(ctx, "tcp", d.source(), d.target)
+	}
+	conn, err := d.DialContext(ctx, "tcp", d.address)
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.TCPConn), nil
 }
 
+// udp opens a socket that speaks to the target alone.
 func (d *dialer) udp(ctx context.Context) (*net.UDPConn, error) {
-	return d.DialUDP(ctx, "udp", d.source(), d.target)
+	if len(d.sources) > 0 {
+		return d.DialUDP(ctx, "udp", d.source(), d.target)
+	}
+	conn, err := d.DialContext(ctx, "udp", d.address)
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.UDPConn), nil
 }
 
 // cut closes a connection at once, whatever is under way in it: what a tunnel

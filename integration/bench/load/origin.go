@@ -74,20 +74,31 @@ func Listen(host netip.Addr) (*Origin, error) {
 // Serve answers until ctx ends, then cuts what is open, and returns nil; or
 // until a listener fails.
 func (o *Origin) Serve(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	for i, l := range o.listeners {
-		o.served.Go(func() { cancel(o.accept(ctx, l, o.serve[i])) })
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	failed := make(chan error, len(o.listeners)+1)
+	service := func(serve func() error) {
+		o.served.Go(func() {
+			if err := serve(); err != nil && ctx.Err() == nil {
+				failed <- err
+			}
+			cancel()
+		})
 	}
-	o.served.Go(func() { cancel(echoDatagrams(ctx, o.echo)) })
+	for i, l := range o.listeners {
+		service(func() error { return o.accept(ctx, l, o.serve[i]) })
+	}
+	service(func() error { return echoDatagrams(ctx, o.echo) })
 	<-ctx.Done()
 	o.closeListeners()
 	o.closeConns()
 	o.served.Wait()
-	if err := context.Cause(ctx); err != ctx.Err() {
+	select {
+	case err := <-failed:
 		return fmt.Errorf("serving the origin: %w", err)
+	default:
+		return nil
 	}
-	return nil
 }
 
 func (o *Origin) closeListeners() {

@@ -125,7 +125,12 @@ func TestOriginEndsWhole(t *testing.T) {
 func TestScheduleOmitsNothing(t *testing.T) {
 	start := time.Now().Add(-time.Second)
 	w := window{start.Add(200 * time.Millisecond), start.Add(time.Hour)}
-	s := newSchedule(Spec{Rate: 100, Streams: 4}, start, 1)
+	workers, closeAll, err := newSchedules(t.Context(), Spec{Rate: 100, Streams: 4}, start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeAll()
+	s := workers[1]
 	for i := range 20 {
 		begin, ok := s.wait(t.Context(), w.to)
 		want := start.Add(10*time.Millisecond + time.Duration(i)*40*time.Millisecond)
@@ -141,7 +146,7 @@ func TestScheduleOmitsNothing(t *testing.T) {
 	if n := s.unsent(w); n != 5 { // 810, 850, 890, 930, 970 ms
 		t.Errorf("%d operations were never begun, want 5", n)
 	}
-	closed := newSchedule(Spec{Streams: 4}, start, 1)
+	closed := schedule{start: start}
 	if begin, ok := closed.wait(t.Context(), start.Add(time.Hour)); !ok || time.Since(begin) > time.Minute || closed.unsent(w) != 0 {
 		t.Errorf("a closed loop begins at %v, %v", begin, ok)
 	}
@@ -159,5 +164,47 @@ func TestProgress(t *testing.T) {
 	var none = progress{window: p.window}
 	if got := none.stall(); got != 100 {
 		t.Errorf("the longest gap without any progress is %d, want 100", got)
+	}
+}
+
+func TestAlarm(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	a, err := newAlarm(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	for _, d := range []time.Duration{-time.Second, 0, 1, time.Microsecond, 3 * time.Millisecond} {
+		until := time.Now().Add(d)
+		if !a.sleepUntil(until) || time.Now().Before(until) {
+			t.Errorf("an alarm in %v rang early or failed", d)
+		}
+	}
+	time.AfterFunc(time.Millisecond, cancel)
+	if a.sleepUntil(time.Now().Add(time.Hour)) {
+		t.Error("an alarm outlives its context")
+	}
+	if a.sleepUntil(time.Now()) {
+		t.Error("an alarm works after its context has ended")
+	}
+}
+
+// TestServeEndsWell also under a context that says why it ended.
+func TestServeEndsWell(t *testing.T) {
+	origin, err := Listen(netip.MustParseAddr("127.99.98.96"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(errors.New("a signal"))
+	if err := origin.Serve(ctx); err != nil {
+		t.Errorf("Serve() = %v", err)
+	}
+	if origin, err = Listen(netip.MustParseAddr("127.99.98.96")); err != nil {
+		t.Fatal(err)
+	}
+	origin.listeners[2].Close()
+	if err := origin.Serve(t.Context()); err == nil {
+		t.Error("Serve() ended well without one of its listeners")
 	}
 }

@@ -41,12 +41,17 @@ func runRR(ctx context.Context, s Spec) (Report, error) {
 	}
 
 	start := time.Now()
+	schedules, closeAlarms, err := newSchedules(ctx, s, start)
+	if err != nil {
+		return Report{}, err
+	}
+	defer closeAlarms()
 	w := windowAfter(s.Warmup, s.Duration)
 	meter := startMeter(ctx, s, w)
 	moving := &progress{window: w}
 	var wg sync.WaitGroup
 	for i, r := range workers {
-		wg.Go(func() { r.run(ctx, newSchedule(s, start, i), w, moving) })
+		wg.Go(func() { r.run(ctx, schedules[i], w, moving) })
 	}
 	wg.Wait()
 	var sum tally
@@ -122,7 +127,7 @@ func (r *rrWorker) roundTrip(deadline time.Time) error {
 // run sends requests as the schedule says until the window ends. One deadline
 // serves all of them, which spares a timer for each: an answer that does not
 // come shows as a stall, and at the end as a failure.
-func (r *rrWorker) run(ctx context.Context, due schedule, w window, moving *progress) {
+func (r *rrWorker) run(ctx context.Context, due *schedule, w window, moving *progress) {
 	deadline := w.to.Add(r.spec.Timeout)
 	r.conn.SetDeadline(deadline)
 	for {

@@ -57,6 +57,11 @@ func runUDP(ctx context.Context, s Spec) (Report, error) {
 		}
 	})()
 
+	pace, err := newAlarm(ctx)
+	if err != nil {
+		return Report{}, err
+	}
+	defer pace.close()
 	w := windowAfter(s.Warmup, s.Duration)
 	meter := startMeter(ctx, s, w)
 	moving := &progress{window: w}
@@ -67,7 +72,7 @@ func runUDP(ctx context.Context, s Spec) (Report, error) {
 		wg.Go(f.run)
 	}
 	if s.Rate > 0 {
-		sum.Unsent = sendAtRate(ctx, s, flows, w)
+		sum.Unsent = sendAtRate(pace, s, flows, w)
 		for _, f := range flows {
 			f.allSent.Store(true)
 		}

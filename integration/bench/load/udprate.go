@@ -19,8 +19,8 @@ const (
 )
 
 // sendAtRate sends datagrams on all flows in turn, s.Rate a second, until the
-// window ends, and returns how many it left out of it.
-func sendAtRate(ctx context.Context, s Spec, flows []*udpFlow, w window) (unsent uint64) {
+// window ends or the alarm does, and returns how many it left out of it.
+func sendAtRate(pace *alarm, s Spec, flows []*udpFlow, w window) (unsent uint64) {
 	var (
 		start  = time.Now()
 		issued int64
@@ -55,7 +55,7 @@ func sendAtRate(ctx context.Context, s Spec, flows []*udpFlow, w window) (unsent
 		if soonest := now.Add(tick); next.Before(soonest) {
 			next = soonest
 		}
-		if !sleepUntil(ctx, next) {
+		if !pace.sleepUntil(next) {
 			return unsent
 		}
 	}

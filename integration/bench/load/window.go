@@ -86,85 +86,15 @@ func (p *progress) stall() time.Duration {
 	return time.Duration(max(p.longest.Load(), rest))
 }
 
-// coarse is how early a timer of the Go runtime ends a long sleep. The runtime
-// waits in whole milliseconds where nothing else runs, which is too coarse for
-// thousands of operations a second; the rest is slept in the kernel.
-const coarse = 2 * time.Millisecond
-
-// sleepUntil sleeps until t and reports whether ctx still lives. It may be
-// late for a context that ends by 2 ms.
+// sleepUntil sleeps until t, to a millisecond, and reports whether ctx still
+// lives.
 func sleepUntil(ctx context.Context, t time.Time) bool {
-	if d := time.Until(t) - coarse; d > 0 {
-		timer := time.NewTimer(d)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-		}
+	timer := time.NewTimer(time.Until(t))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return ctx.Err() == nil
+	case <-ctx.Done():
+		return false
 	}
-	for ctx.Err() == nil {
-		d := time.Until(t)
-		if d <= 0 {
-			return true
-		}
-		rest := unix.NsecToTimespec(int64(d))
-		unix.Nanosleep(&rest, nil) // a signal ends it early: look again
-	}
-	return false
-}
-
-// schedule gives the worker `index` of `workers` its intended starts: those
-// of an open loop at a rate, or "at once" for a closed loop.
-type schedule struct {
-	start    time.Time
-	interval time.Duration // between two operations of this worker; 0: closed loop
-	next     int64
-}
-
-func newSchedule(s Spec, start time.Time, index int) schedule {
-	if s.Rate == 0 {
-		return schedule{start: start}
-	}
-	each := float64(time.Second) / s.Rate
-	return schedule{
-		start:    start.Add(time.Duration(each * float64(index))),
-		interval: max(1, time.Duration(each*float64(s.Streams))),
-	}
-}
-
-// wait sleeps until the next operation is due and returns the moment from
-// which its latency counts. Where the worker comes late because the last
-// operation took long, that is the moment at which it was due, so that nothing
-// is omitted for its being slow; where it slept, the moment at which it woke,
-// so that the generator's own timer is not charged to the contender.
-func (s *schedule) wait(ctx context.Context, to time.Time) (time.Time, bool) {
-	now := time.Now()
-	due := now
-	if s.interval > 0 {
-		due = s.start.Add(time.Duration(s.next) * s.interval)
-		s.next++
-	}
-	if !due.Before(to) || !now.Before(to) {
-		return due, false
-	}
-	if due.After(now) {
-		if !sleepUntil(ctx, due) {
-			return due, false
-		}
-		return time.Now(), true
-	}
-	return due, ctx.Err() == nil
-}
-
-// unsent counts the operations due in the window that were never begun, the
-// one that wait refused last included.
-func (s *schedule) unsent(w window) uint64 {
-	if s.interval == 0 {
-		return 0
-	}
-	// index of the first operation that is due at t or later
-	first := func(t time.Time) int64 {
-		return int64((max(0, t.Sub(s.start)) + s.interval - 1) / s.interval)
-	}
-	return uint64(max(0, first(w.to)-max(first(w.from), s.next-1)))
 }
