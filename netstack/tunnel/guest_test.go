@@ -47,7 +47,7 @@ func TestGuestReachesItsPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	events.await(t, "the edge answers a guest's echoes", p.Alive)
-	events.await(t, "and probes of the path", func() bool { return p.State().PathMTU == 1400 })
+	events.await(t, "and probes of the path", func() bool { return p.State().PathMTU == 8900 })
 	at := netip.AddrPortFrom(e.Overlay(), testEnroll)
 	if got, err := overlayGet(t, c, at); err != nil || got != key.PublicKey().String() {
 		t.Errorf("the guest's port answered %q, %v", got, err)

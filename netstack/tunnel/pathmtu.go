@@ -12,9 +12,14 @@ const (
 	outerOverhead4    = 20 + 8 + wireguardOverhead // 60
 	outerOverhead6    = 40 + 8 + wireguardOverhead // 80
 
-	// maxPathMTU caps what a path is credited with. 1500 is what the
-	// internet carries.
-	maxPathMTU = 1500
+	// maxPathMTU caps what a path is credited with: what networks of jumbo
+	// frames carry. Beyond 1500 the socket forbids fragments (package bind), so
+	// that a probe that comes back came whole.
+	maxPathMTU = 9000
+
+	// commonMTU is the largest inner packet on a path of 1500, what the
+	// internet carries: where a search begins.
+	commonMTU = 1500 - outerOverhead4 - shimLen
 
 	// minInnerMTU is the floor inside the tunnel: an IPv6 link carries 1280
 	// bytes (RFC 8200 section 5), and the stack refuses a NIC below it. Where
@@ -32,9 +37,9 @@ const (
 )
 
 // mtuLadder holds the inner sizes that are tried below a path's ceiling: what
-// remains of 1500 over IPv4 and IPv6, of PPPoE, of common tunnels, and the
-// floor.
-var mtuLadder = [...]int{1400, 1380, 1372, 1352, 1320, minInnerMTU}
+// remains of an odd jumbo frame, of 1500 over IPv4 and IPv6, of PPPoE, of
+// common tunnels, and the floor.
+var mtuLadder = [...]int{8000, 4000, commonMTU, 1380, 1372, 1352, 1320, minInnerMTU}
 
 // pathMTU finds the largest inner packet that a path carries both ways, with
 // echoes padded to the size in question: the reply is as large as the request
@@ -50,12 +55,17 @@ type pathMTU struct {
 }
 
 // restart begins a new search below ceiling, after the peer came up or moved.
-// Until a larger size is proved the floor is used.
+// Until a larger size is proved the floor is used. What the internet carries is
+// tried first, whatever the local route promises: a host with jumbo frames
+// mostly speaks to others beyond its own network.
 func (m *pathMTU) restart(now time.Time, ceiling int) {
 	ceiling = max(ceiling, minInnerMTU)
 	*m = pathMTU{ceiling: ceiling, working: minInnerMTU, next: now, climb: now.Add(mtuClimbEvery)}
 	if ceiling > minInnerMTU {
-		m.trying = ceiling
+		m.trying = min(ceiling, commonMTU)
+	}
+	if ceiling > commonMTU {
+		m.climb = now
 	}
 }
 
@@ -66,7 +76,7 @@ func (m *pathMTU) step(now time.Time) (probe int) {
 	}
 	if m.trying == 0 {
 		m.trying, m.tries = m.working, 0
-		if now.After(m.climb) {
+		if !now.Before(m.climb) {
 			m.trying, m.climb = m.ceiling, now.Add(mtuClimbEvery)
 		}
 	}
@@ -103,4 +113,7 @@ func (m *pathMTU) answered(now time.Time, size int) {
 	m.working = max(m.working, size)
 	m.trying, m.tries = 0, 0
 	m.next = now.Add(mtuVerifyEvery/2 + rand.N(mtuVerifyEvery))
+	if !now.Before(m.climb) && m.working < m.ceiling {
+		m.next = now
+	}
 }

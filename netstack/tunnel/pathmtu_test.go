@@ -27,6 +27,10 @@ func TestPathMTU(t *testing.T) {
 	}{
 		{"Ethernet over IPv4", 1400, 1400, 1400},
 		{"Ethernet over IPv6", 1380, 1380, 1380},
+		{"jumbo frames", 8900, 8900, 8900},
+		{"jumbo frames here, 1500 beyond", 8900, 1400, 1400},
+		{"jumbo frames here, PPPoE beyond", 8900, 1372, 1372},
+		{"jumbo frames of another size", 8900, 8060, 8000},
 		{"PPPoE behind a router", 1400, 1392, 1380},
 		{"a tunnel on the way", 1400, 1330, 1320},
 		{"the floor", 1400, 1280, 1280},
@@ -45,6 +49,30 @@ func TestPathMTU(t *testing.T) {
 				t.Errorf("MTU = %d, want %d", m.working, tc.want)
 			}
 		})
+	}
+}
+
+// TestPathMTUFindsTheCommonFirst: where the local frames are jumbo and the
+// path's are not, the first proof is worth 1400 bytes, and nothing is lost by
+// the search for more.
+func TestPathMTUFindsTheCommonFirst(t *testing.T) {
+	var m pathMTU
+	now := time.Unix(1000, 0)
+	m.restart(now, 8900)
+	for probes := range 30 {
+		size := m.step(now)
+		switch {
+		case probes == 0 && size != 1400:
+			t.Fatalf("the first probe has %d bytes, want 1400", size)
+		case probes == 1 && size != 8900:
+			t.Fatalf("the second probe has %d bytes, want 8900", size)
+		case probes > 0 && m.working != 1400:
+			t.Fatalf("MTU = %d after %d probes, want 1400", m.working, probes)
+		}
+		if 0 < size && size <= 1400 {
+			m.answered(now, size)
+		}
+		now = m.next
 	}
 }
 

@@ -444,10 +444,10 @@ func TestKeyOfTwoMachinesIsNoticed(t *testing.T) {
 func TestPathMTUIsProbed(t *testing.T) {
 	e := newEdge(t, newKey(t), "127.0.0.1:0")
 	c, p := join(t, e, e.network(t, "berlin"), "b1", handlers{}, "10.0.0.0/8")
-	e.await(t, "the edge proves the path", func() bool { return p.State().PathMTU == 1400 })
-	c.await(t, "the connector proves the path", func() bool { return c.edge.State().PathMTU == 1400 })
-	if mtu := p.link.MTU(); mtu != 1400 {
-		t.Errorf("MTU of the link = %d, want 1400", mtu)
+	e.await(t, "the edge proves the path", func() bool { return p.State().PathMTU == 8900 })
+	c.await(t, "the connector proves the path", func() bool { return c.edge.State().PathMTU == 8900 })
+	if mtu := p.link.MTU(); mtu != 8900 {
+		t.Errorf("MTU of the link = %d, want 8900", mtu)
 	}
 	e.await(t, "a round trip is measured", func() bool { return p.State().RTT > 0 })
 	// The device counts a datagram behind its send, and its answer is kept for a while.
