@@ -3,6 +3,7 @@ package connector
 import (
 	"errors"
 	"io"
+	"maps"
 	"strconv"
 	"strings"
 	"testing"
@@ -28,13 +29,43 @@ func (b *bench) flowAt(edge, dst string) (r *tcpRequest, ended <-chan struct{}) 
 func (b *bench) tcpAt(edge string, r *tcpRequest) <-chan struct{} {
 	b.t.Helper()
 	p := b.tunnel.peer(b.t, edge)
-	done := make(chan struct{})
+	before := b.c.flows.all()
+	answered, over := make(chan struct{}), make(chan struct{})
 	go func() {
-		defer close(done)
+		defer close(answered)
 		p.cfg.TCP(r)
 	}()
 	synctest.Wait()
-	return done
+	gone := b.c.flows.endOfNew(before)
+	go func() {
+		defer close(over)
+		<-answered
+		for _, flow := range gone {
+			<-flow
+		}
+	}()
+	return over
+}
+
+// all returns the places that are taken.
+func (f *flows) all() map[*place]struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return maps.Clone(f.places)
+}
+
+// endOfNew returns for each flow that was not there before a channel that is
+// closed at its end.
+func (f *flows) endOfNew(before map[*place]struct{}) (ends []chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for p := range f.places {
+		if _, old := before[p]; !old {
+			p.gone = make(chan struct{})
+			ends = append(ends, p.gone)
+		}
+	}
+	return ends
 }
 
 // carries checks that the flow lives.

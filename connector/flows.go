@@ -111,6 +111,9 @@ func (f *flows) done(p *place) {
 		}
 	}
 	delete(f.places, p)
+	if p.gone != nil {
+		close(p.gone)
+	}
 	f.signalLocked()
 }
 

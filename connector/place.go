@@ -34,6 +34,7 @@ type place struct {
 	idle  func() time.Duration // nil until the flow is established
 	at    int                  // in flows.yielding, while it is there
 	taken bool                 // another flow has the place; this one is ending
+	gone  chan struct{}        // closed by done, where somebody waits for it
 }
 
 // established makes p one that may be taken, once idle says so, which does not

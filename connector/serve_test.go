@@ -125,16 +125,7 @@ func (r *udpRequest) Accept() (UDPConn, error) {
 }
 
 // tcp gives the connector a connection, on a goroutine as the tunnel does.
-func (b *bench) tcp(r *tcpRequest) (ended <-chan struct{}) {
-	p := b.tunnel.peer(b.t, testEdge)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		p.cfg.TCP(r)
-	}()
-	synctest.Wait()
-	return done
-}
+func (b *bench) tcp(r *tcpRequest) (ended <-chan struct{}) { return b.tcpAt(testEdge, r) }
 
 func (b *bench) dials(proto, result string) int {
 	return int(b.c.count.dialCount(proto, result))

@@ -18,7 +18,8 @@ import (
 // What a flow and a network may cost, in bytes of HeapInuse + StackInuse. The
 // connector, the clients and the origins are in other processes.
 const (
-	idleFlowLimit = 16 << 10
+	idleFlowLimit = 12 << 10
+	fewFlowsLimit = 15 << 10 // where few flows share what the burst of their beginning leaves: holes in the heap, buffers
 	networkLimit  = 120 << 10
 	syncedLimit   = 160 << 10 // of a network whose connector holds a sync: a TCP connection and an HTTP request more
 )
@@ -30,12 +31,12 @@ func TestMemoryOfIdleFlows(t *testing.T) {
 	if daemon.Race {
 		t.Skip("the race detector's shadow memory is not what is measured")
 	}
-	connections, idle := 5000, 20*time.Second
+	connections, idle, limit := 5000, 20*time.Second, int64(idleFlowLimit)
 	switch {
 	case full():
 		idle = time.Minute
 	case testing.Short():
-		connections, idle = 1000, 5*time.Second
+		connections, idle, limit = 1000, 5*time.Second, fewFlowsLimit
 	}
 	const each = 64 << 10
 	d, edged, tokyo := deployMeasured(t)
@@ -64,8 +65,8 @@ func TestMemoryOfIdleFlows(t *testing.T) {
 		t.Logf("%s: %d bytes a flow in heap and stacks (from %.1f to %.1f MiB), %d bytes of RSS, %.1f goroutines", m.name, perFlow,
 			float64(m.before.inUse())/(1<<20), float64(m.after.inUse())/(1<<20),
 			(m.after.rss-m.before.rss)/int64(connections), float64(m.after.goroutines-m.before.goroutines)/float64(connections))
-		if perFlow > idleFlowLimit {
-			t.Errorf("%s: an idle flow holds %d bytes, more than %d", m.name, perFlow, idleFlowLimit)
+		if perFlow > limit {
+			t.Errorf("%s: an idle flow holds %d bytes, more than %d", m.name, perFlow, limit)
 		}
 		if perFlow < 1<<10 {
 			t.Errorf("%s: an idle flow holds %d bytes: the flows are not there", m.name, perFlow)

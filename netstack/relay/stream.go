@@ -107,10 +107,15 @@ func (s *Stream) arm() {
 }
 
 func (s *Stream) armLocked() {
-	if !s.ended && !s.armed.Load() {
-		s.armed.Store(true)
-		s.watchdog.Reset(s.every)
+	if s.ended || s.armed.Load() {
+		return
 	}
+	s.armed.Store(true)
+	if s.watchdog == nil {
+		s.watchdog = time.AfterFunc(s.every, s.tick)
+		return
+	}
+	s.watchdog.Reset(s.every)
 }
 
 // tick is the look at a stream, on the timer's goroutine.
@@ -162,6 +167,8 @@ func (s *Stream) look() (Side, error) {
 		s.watchdog.Reset(min(s.every, left))
 	case s.idle > 0:
 		s.watchdog.Reset(left)
+	default:
+		s.watchdog = nil // made anew when it is needed
 	}
 	return SideNone, nil
 }
