@@ -233,10 +233,10 @@ func BenchmarkDevicePair(b *testing.B) {
 	binds := map[string]func(sent func([][]byte)) conn.Bind{
 		"std": func(func([][]byte)) conn.Bind { return conn.NewStdNetBind() },
 	}
-	for _, batch := range []int{8, 32, 64, 128} {
+	for _, batch := range []int{8, 32, 64, 96, 128} {
 		binds[fmt.Sprintf("batch%d", batch)] = func(func([][]byte)) conn.Bind { return New(Config{Batch: batch}) }
 	}
-	for _, name := range []string{"std", "batch8", "batch32", "batch64", "batch128"} {
+	for _, name := range []string{"std", "batch8", "batch32", "batch64", "batch96", "batch128"} {
 		b.Run(name, func(b *testing.B) { benchmarkPair(b, binds[name](nil), binds[name](nil)) })
 	}
 }

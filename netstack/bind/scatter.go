@@ -20,6 +20,9 @@ const (
 	// maxLanes bounds what wrong guesses leave over in one call.
 	maxLanes = 64
 
+	// fewLanes are always there.
+	fewLanes = 8
+
 	// patientGuess is how many messages of smaller datagrams it takes to lower
 	// the guess. It is raised at once: a few large datagrams cost more to copy
 	// than many small ones.
@@ -71,6 +74,7 @@ func (m message) datagrams() int {
 type scatter struct {
 	guess  int // bytes of a datagram
 	long   int // datagrams of a message, the most of late
+	many   int // messages of a call, the most of late
 	misses int // messages of smaller datagrams since one of guess
 
 	// What has no buffer yet, in order, and where it came from. Nothing that
@@ -108,7 +112,9 @@ func (s *scatter) shape(bufs [][]byte, gathers bool) shape {
 		ample := 1 << bits.Len(uint(s.long-1))
 		length = min(max(s.long, min(ample, maxMessage/s.guess+1)), n)
 	}
-	return shape{lanes: min(n/length, maxLanes), length: length, guess: s.guess}
+	// A lane that stays empty costs a few nanoseconds: no more of them than
+	// twice of what came.
+	return shape{lanes: min(n/length, max(2*s.many, fewLanes), maxLanes), length: length, guess: s.guess}
 }
 
 // learn takes the messages of a call into account.
@@ -126,12 +132,18 @@ func (s *scatter) learn(m message) {
 	}
 }
 
-// learnLength is told the most datagrams that a message of a call held.
-func (s *scatter) learnLength(most int) {
-	if most < s.long {
-		most = s.long - (s.long-most+7)/8
+// learnCall is told of a call how many messages it brought, and the most
+// datagrams that one of them held.
+func (s *scatter) learnCall(messages, most int) {
+	s.many, s.long = ebb(s.many, messages), ebb(s.long, most)
+}
+
+// ebb returns the most of late: it rises at once and falls slowly.
+func ebb(most, now int) int {
+	if now < most {
+		return most - (most-now+7)/8
 	}
-	s.long = most
+	return now
 }
 
 // place gives the datagrams of the message in a lane their buffers; those of

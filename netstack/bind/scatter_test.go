@@ -89,7 +89,7 @@ func (r *scatterRig) receive(t testing.TB, most int) (out []got) {
 			n = r.place(r.batch, sh, lane, lane == messages-1, m)
 			r.copied += max(len(r.carry)-before, 0)
 		}
-		r.learnLength(long)
+		r.learnCall(messages, long)
 		r.queue = r.queue[messages:]
 	}
 	for i, size := range r.sizes[:n] {

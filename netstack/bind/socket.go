@@ -180,7 +180,7 @@ func (r *receive) take(n int, sh shape, b batch) (used int) {
 		used = r.place(b, sh, lane, lane == n-1, m)
 		c.rxDatagrams.Add(uint64(m.datagrams()))
 	}
-	r.learnLength(most)
+	r.learnCall(n, most)
 	c.rxMessages.Add(uint64(n))
 	c.rxCalls.Add(1)
 	return used
