@@ -91,6 +91,7 @@ func (n *NIC) open(transport tcpip.TransportProtocolNumber, is4 bool, wq *waiter
 }
 
 func (n *NIC) dialTCP(ctx context.Context, remote netip.AddrPort) (*TCPConn, error) {
+	deepen()
 	wq := new(waiter.Queue)
 	ep, err := n.open(tcp.ProtocolNumber, remote.Addr().Is4(), wq)
 	if err != nil {

@@ -142,56 +142,6 @@ func (s *synCounter) filter(b []byte) int {
 	return 1
 }
 
-// Trap 15: with TIME_WAIT at the connector the SYN that comes to a port in it
-// vanishes and is sent again after a second. The origin closes first, which
-// leaves the TIME_WAIT there; few ports, so that they come round soon.
-func TestDialStormOriginClosesFirst(t *testing.T) {
-	const ports = 512
-	dials, workers := 4000, 16
-	if raceEnabled {
-		dials = 1200
-	}
-	l := newLab(t)
-	syns := &synCounter{first: make(map[string]int)}
-	l.edgeEnd.setFilter(syns.filter)
-	err := l.connector.ForwardTCP(ForwardTCPConfig{Handler: func(r *TCPRequest) {
-		if c, err := r.Accept(); err == nil {
-			c.Close()
-		}
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	var next atomic.Int64
-	for range workers {
-		wg.Go(func() {
-			for next.Add(1) <= int64(dials) {
-				l.nic.index.mu.Lock()
-				l.nic.index.next[0] %= ports
-				l.nic.index.mu.Unlock()
-				c, err := l.nic.DialContext(l.ctx, "tcp", service4)
-				if err != nil {
-					t.Errorf("dialling: %v", err)
-					return
-				}
-				c.Read(make([]byte, 1))
-				c.Close()
-			}
-		})
-	}
-	wg.Wait()
-	syns.mu.Lock()
-	defer syns.mu.Unlock()
-	if len(syns.first) != dials {
-		t.Errorf("%d connections were begun, want %d", len(syns.first), dials)
-	}
-	// A machine that stands still for a second sends some again, too.
-	if syns.again > dials/100 {
-		t.Errorf("%d of %d SYNs were sent again: the connector swallowed them", syns.again, dials)
-	}
-}
-
 func TestPortsSpreadOverSources(t *testing.T) {
 	var x flowIndex
 	second := netip.MustParseAddr("100.127.0.2")

@@ -54,6 +54,7 @@ type flowIndex struct {
 	flows   map[flowKey]endpoint
 	sources [2][]netip.Addr // v4, v6
 	next    [2]uint32       // position in (source, port) space, by family
+	ports   uint32          // how many of each source are used
 
 	drops   *drops.Counter
 	perHost int                // bound of accepted flows by remote address; 0: none
@@ -62,6 +63,7 @@ type flowIndex struct {
 
 func (x *flowIndex) init(sources []netip.Addr, perHost int) {
 	x.flows = make(map[flowKey]endpoint)
+	x.ports = lastPort - firstPort + 1
 	if x.perHost = perHost; perHost > 0 {
 		x.hosts = make(map[netip.Addr]int)
 	}
@@ -113,7 +115,6 @@ func (x *flowIndex) enterLocked(key flowKey, ep endpoint) {
 // only after every other one was used, so the far end has forgotten its last
 // flow, and a network with little traffic shows one source.
 func (x *flowIndex) claim(proto uint8, remote netip.AddrPort, ep endpoint, at *flowKey) error {
-	const ports = lastPort - firstPort + 1
 	f := family(remote.Addr())
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -124,10 +125,11 @@ func (x *flowIndex) claim(proto uint8, remote netip.AddrPort, ep endpoint, at *f
 	if len(sources) == 0 {
 		return errors.New("the NIC has no source address of that family")
 	}
-	key := flowKey{proto: proto, remote: remote}
+	key, ports := flowKey{proto: proto, remote: remote}, x.ports
 	for range uint32(len(sources)) * ports {
 		i := x.next[f]
 		x.next[f] = (i + 1) % (uint32(len(sources)) * ports)
+		i %= uint32(len(sources)) * ports
 		key.local = netip.AddrPortFrom(sources[i/ports], uint16(firstPort+i%ports))
 		if _, taken := x.flows[key]; !taken {
 			x.enterLocked(key, ep)

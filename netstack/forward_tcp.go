@@ -169,6 +169,7 @@ func (f *tcpForwarder) done(r *TCPRequest) {
 // run is called by gVisor's forwarder on a new goroutine.
 func (f *tcpForwarder) run(fr *tcp.ForwarderRequest) {
 	defer f.stack.wg.Done()
+	deepen()
 	key := keyOf(protoTCP, fr.ID())
 	f.mu.Lock()
 	r := f.pending[key]

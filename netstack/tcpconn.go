@@ -96,6 +96,7 @@ func (c *TCPConn) forgetIfOver() {
 
 // Read implements net.Conn.
 func (c *TCPConn) Read(b []byte) (int, error) {
+	deepen()
 	c.r.op.Lock()
 	defer c.r.op.Unlock()
 	for {
@@ -145,6 +146,7 @@ func (c *TCPConn) WaitReadable() error {
 // Write implements net.Conn. Writes do not mix: each is sent whole before the
 // next begins.
 func (c *TCPConn) Write(b []byte) (int, error) {
+	deepen()
 	c.w.op.Lock()
 	defer c.w.op.Unlock()
 	defer c.out.Reset(nil)
@@ -229,6 +231,7 @@ func (c *TCPConn) CloseWrite() error {
 	if c.finished.Load() {
 		return nil
 	}
+	deepen()
 	if err := c.ep.Shutdown(tcpip.ShutdownWrite); err != nil {
 		if failed := c.failure(nil); failed != nil {
 			return c.opError("close", failed)
