@@ -208,3 +208,23 @@ func TestServeEndsWell(t *testing.T) {
 		t.Error("Serve() ended well without one of its listeners")
 	}
 }
+
+// TestPortsThatRunOut are no failure of the contender's: the kernel's word for
+// it, here about an address that is not ours, ends the load.
+func TestPortsThatRunOut(t *testing.T) {
+	host := startOrigin(t)
+	s := short(KindConnect, host, PortConnect)
+	s.Closer, s.Sources = ByClient, []netip.Addr{netip.MustParseAddr("127.0.0.11"), netip.MustParseAddr("192.0.2.1")}
+	s.Duration = time.Minute
+	// The trial takes the second source, or the first worker does.
+	if r, err := Run(t.Context(), s); err == nil {
+		t.Errorf("%+v", r)
+	}
+	w := windowAfter(0, time.Minute)
+	s = s.filled()
+	s.Sources = s.Sources[1:]
+	c := &connectWorker{spec: s, dialer: newDialer(s), window: w}
+	if err := c.run(t.Context(), &schedule{start: w.from}, &progress{window: w}); !errors.Is(err, errPorts) || c.tally.Failures != 0 {
+		t.Errorf("run() = %v, with %d failures", err, c.tally.Failures)
+	}
+}
