@@ -10,7 +10,6 @@ import (
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 	"gvisor.dev/gvisor/pkg/waiter"
 
 	"github.com/warrenmesh/warren/netstack/netx"
@@ -194,34 +193,4 @@ func (c *TCPConn) dialError(err error) error {
 		return fmt.Errorf("the NIC was removed: %w", netx.ErrNoRoute)
 	}
 	return err
-}
-
-func (n *NIC) dialUDP(remote netip.AddrPort) (*UDPConn, error) {
-	wq := new(waiter.Queue)
-	ep, err := n.open(udp.ProtocolNumber, remote.Addr().Is4(), wq)
-	if err != nil {
-		return nil, err
-	}
-	c := newUDPConn(n, ep, wq)
-	c.dialled = true
-	if err := n.index.claim(protoUDP, remote, c, &c.key); err != nil {
-		ep.Close()
-		return nil, err
-	}
-	tuneMTU(ep)
-	c.watch()
-	err = n.bind(ep, c.key.local)
-	if err == nil {
-		if terr := ep.Connect(n.fullAddress(remote)); terr != nil {
-			err = connectError(terr)
-		}
-	}
-	if err == nil {
-		return c, nil
-	}
-	c.Abort()
-	if n.ctx.Err() != nil {
-		err = fmt.Errorf("the NIC was removed: %w", netx.ErrNoRoute)
-	}
-	return nil, err
 }

@@ -7,10 +7,7 @@ import (
 	"net/netip"
 	"sync"
 
-	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
-	"gvisor.dev/gvisor/pkg/waiter"
 
 	"github.com/warrenmesh/warren/netstack/netx"
 )
@@ -47,9 +44,6 @@ func (f *udpForwarder) init(s *Stack) {
 	f.stack = s
 	f.pending = make(map[flowKey]*UDPRequest)
 	f.perDest = make(map[netip.AddrPort]int)
-	if s.cfg.Promiscuous {
-		s.gv.SetTransportProtocolHandler(udp.ProtocolNumber, f.handlePacket)
-	}
 }
 
 // ForwardUDP sets what becomes of UDP flows that arrive at a promiscuous
@@ -70,58 +64,41 @@ func (s *Stack) ForwardUDP(cfg ForwardUDPConfig) error {
 	return nil
 }
 
-// handlePacket gets every datagram that belongs to no endpoint. It runs
-// inside delivery and must not block.
-func (f *udpForwarder) handlePacket(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
-	if !validUDP(pkt) {
-		f.stack.drops.Add(whyMalformed, 1)
-		return true
-	}
-	nic := f.stack.nic(pkt.NICID)
-	if nic == nil {
-		f.stack.drops.Add(whyGone, 1)
-		return true
-	}
-	r, why := f.admit(keyOf(protoUDP, id), nic, id, pkt)
+// handle gets every datagram that belongs to no flow that the caller knows. It
+// runs inside delivery and must not block.
+func (f *udpForwarder) handle(nic *NIC, d *datagram, pkt *stack.PacketBuffer) {
+	r, why := f.admit(nic, d, pkt)
 	if why != "" {
 		f.stack.drops.Add(why, 1)
-		if why != whyPendingBytes {
-			nic.writeUnreachable(quote(pkt), netx.ErrUnreachable)
+		if why != whyPendingBytes && why != whyInboxFull && why != whyUnreadFull {
+			nic.writeUnreachable(d.quote(), netx.ErrUnreachable)
 		}
-		return true
+		return
 	}
 	if r != nil && !f.stack.spawn(func() { f.run(r) }) {
 		f.release(r)
 	}
-	return true
-}
-
-// validUDP checks a datagram as its endpoint would, before it makes a flow.
-func validUDP(pkt *stack.PacketBuffer) bool {
-	h, ip := header.UDP(pkt.TransportHeader().Slice()), pkt.Network()
-	length, sum := header.UDPValid(h, func() uint16 { return pkt.Data().Checksum() }, uint16(pkt.Data().Size()),
-		pkt.NetworkProtocolNumber, ip.SourceAddress(), ip.DestinationAddress(), false)
-	return length && sum
 }
 
 // admit keeps the datagram: in the flow that it belongs to by now, with the
 // request that waits, or in a new request, which it returns.
-func (f *udpForwarder) admit(key flowKey, nic *NIC, id stack.TransportEndpointID, pkt *stack.PacketBuffer) (*UDPRequest, string) {
+func (f *udpForwarder) admit(nic *NIC, d *datagram, pkt *stack.PacketBuffer) (*UDPRequest, string) {
+	key := flowKey{proto: protoUDP, local: d.dst, remote: d.src}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if r := f.pending[key]; r != nil {
 		if r.bytes >= pendingBytes {
 			return nil, whyPendingBytes
 		}
-		r.bytes += pkt.Data().Size() + header.UDPMinimumSize
-		r.datagrams = append(r.datagrams, pkt.Clone())
+		r.keep(d, pkt)
 		return nil, ""
 	}
-	// The flow may have been accepted after the demultiplexer looked for it:
-	// a request leaves pending only once its endpoint is registered.
-	if ep := f.stack.gv.FindTransportEndpoint(pkt.NetworkProtocolNumber, udp.ProtocolNumber, id, nic.id); ep != nil {
-		ep.HandlePacket(id, pkt)
-		return nil, ""
+	// The flow may have been accepted after the caller looked for it: a request
+	// leaves pending only once its conn is in the index.
+	if c, ok := nic.index.find(key).(*UDPConn); ok {
+		if why, err := c.in.put(d, pkt); err == nil {
+			return nil, why
+		}
 	}
 	switch {
 	case f.cfg.Handler == nil:
@@ -131,9 +108,8 @@ func (f *udpForwarder) admit(key flowKey, nic *NIC, id stack.TransportEndpointID
 	case f.perDest[key.local] >= f.cfg.Pending:
 		return nil, whyPending
 	}
-	r := &UDPRequest{key: key, nic: nic, id: id, forwarder: f, handler: f.cfg.Handler, quoted: quote(pkt)}
-	r.bytes = pkt.Data().Size() + header.UDPMinimumSize
-	r.datagrams = []*stack.PacketBuffer{pkt.Clone()}
+	r := &UDPRequest{key: key, nic: nic, forwarder: f, handler: f.cfg.Handler, quoted: d.quote()}
+	r.keep(d, pkt)
 	f.pending[key] = r
 	f.perDest[key.local]++
 	return r, ""
@@ -172,8 +148,8 @@ func (f *udpForwarder) releaseLocked(r *UDPRequest) {
 	if f.pending[r.key] != r {
 		return
 	}
-	for _, pkt := range r.datagrams {
-		pkt.DecRef()
+	for i := range r.datagrams {
+		r.datagrams[i].pkt.DecRef()
 	}
 	r.datagrams = nil
 	delete(f.pending, r.key)
@@ -187,15 +163,27 @@ func (f *udpForwarder) releaseLocked(r *UDPRequest) {
 type UDPRequest struct {
 	key       flowKey // local is the destination
 	nic       *NIC
-	id        stack.TransportEndpointID
 	forwarder *udpForwarder
 	handler   func(*UDPRequest)
 	quoted    []byte
 	answered  bool
 
-	told      error                 // guarded by forwarder.mu; what an ICMP error said meanwhile
-	bytes     int                   // guarded by forwarder.mu
-	datagrams []*stack.PacketBuffer // guarded by forwarder.mu; a reference each
+	told      error  // guarded by forwarder.mu; what an ICMP error said meanwhile
+	bytes     int    // guarded by forwarder.mu
+	datagrams []kept // guarded by forwarder.mu
+}
+
+// kept is a datagram with a reference to the packet that it lies in.
+type kept struct {
+	datagram
+	pkt *stack.PacketBuffer
+}
+
+// keep adds a datagram to those that wait; forwarder.mu is held, or nobody else
+// knows r yet.
+func (r *UDPRequest) keep(d *datagram, pkt *stack.PacketBuffer) {
+	r.bytes += len(d.payload) + udpHeaderLen
+	r.datagrams = append(r.datagrams, kept{*d, pkt.IncRef()})
 }
 
 // Source is who sent the datagram.
@@ -231,23 +219,18 @@ func (r *UDPRequest) accept() (*UDPConn, error) {
 	f := r.forwarder
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	// Under the lock nothing more is kept. CreateEndpoint registers the flow
-	// and delivers the first datagram; the rest follow it by hand.
-	wq := new(waiter.Queue)
-	ep, terr := udp.NewForwarderRequest(f.stack.gv, r.id, r.datagrams[0]).CreateEndpoint(wq)
-	if terr != nil {
-		return nil, errnoOf(terr)
+	// Under the lock nothing more is kept, and what was comes before whatever
+	// finds the conn in the index.
+	c := newUDPConn(r.nic)
+	c.key, c.in.told = r.key, r.told
+	for i := range r.datagrams {
+		if why, _ := c.in.put(&r.datagrams[i].datagram, r.datagrams[i].pkt); why != "" {
+			f.stack.drops.Add(why, 1)
+		}
 	}
-	tuneMTU(ep)
-	c := newUDPConn(r.nic, ep, wq)
-	c.key, c.told = r.key, r.told
-	c.watch()
 	if !r.nic.index.add(c.key, c) {
 		c.Abort()
 		return nil, ErrAborted
-	}
-	for _, pkt := range r.datagrams[1:] {
-		ep.(stack.TransportEndpoint).HandlePacket(r.id, pkt)
 	}
 	f.releaseLocked(r)
 	return c, nil

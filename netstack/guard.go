@@ -76,8 +76,9 @@ type inbound struct {
 // DeliverLinkPacket is for packet sockets, which Warren has none of.
 func (in *inbound) DeliverLinkPacket(tcpip.NetworkProtocolNumber, *stack.PacketBuffer) {}
 
-// DeliverNetworkPacket passes TCP and UDP on (whole: fragments wait for
-// the rest), handles ICMP errors, and drops and counts everything else. It never blocks.
+// DeliverNetworkPacket passes TCP on, takes UDP to its flow (both whole:
+// fragments wait for the rest), handles ICMP errors, and drops and counts
+// everything else. It never blocks.
 func (in *inbound) DeliverNetworkPacket(protocol tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) {
 	why := whyProtocol
 	switch protocol {
@@ -101,6 +102,9 @@ func (in *inbound) deliver4(pkt *stack.PacketBuffer) (why string) {
 	case protoTCP, protoUDP:
 		if fragment {
 			return in.fragment4(pkt)
+		}
+		if b[9] == protoUDP {
+			return in.nic.takeUDP(pkt)
 		}
 		in.next.DeliverNetworkPacket(header.IPv4ProtocolNumber, pkt)
 		return ""
@@ -142,8 +146,7 @@ func (in *inbound) fragment4(pkt *stack.PacketBuffer) (why string) {
 	binary.BigEndian.PutUint32(head[4:], 0) // id, flags and offset
 	binary.BigEndian.PutUint16(head[10:], 0)
 	binary.BigEndian.PutUint16(head[10:], ^checksum.Checksum(head, 0))
-	in.deliverWhole(header.IPv4ProtocolNumber, head, whole)
-	return ""
+	return in.deliverWhole(header.IPv4ProtocolNumber, key.proto, head, whole)
 }
 
 func (in *inbound) deliver6(pkt *stack.PacketBuffer) (why string) {
@@ -152,7 +155,9 @@ func (in *inbound) deliver6(pkt *stack.PacketBuffer) (why string) {
 		return whyMalformed
 	}
 	switch b[6] {
-	case protoTCP, protoUDP:
+	case protoUDP:
+		return in.nic.takeUDP(pkt)
+	case protoTCP:
 		in.next.DeliverNetworkPacket(header.IPv6ProtocolNumber, pkt)
 		return ""
 	case protoFragment:
@@ -197,17 +202,20 @@ func (in *inbound) fragment6(pkt *stack.PacketBuffer) (why string) {
 	}
 	head[6] = key.proto
 	binary.BigEndian.PutUint16(head[4:], uint16(whole.Size()))
-	in.deliverWhole(header.IPv6ProtocolNumber, head, whole)
-	return ""
+	return in.deliverWhole(header.IPv6ProtocolNumber, key.proto, head, whole)
 }
 
-// deliverWhole hands gVisor a datagram that came in fragments.
-func (in *inbound) deliverWhole(protocol tcpip.NetworkProtocolNumber, head []byte, data buffer.Buffer) {
+// deliverWhole passes on a packet that came in fragments.
+func (in *inbound) deliverWhole(protocol tcpip.NetworkProtocolNumber, transport uint8, head []byte, data buffer.Buffer) string {
 	payload := buffer.MakeWithData(head)
 	payload.Merge(&data)
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: payload})
 	defer pkt.DecRef()
+	if transport == protoUDP {
+		return in.nic.takeUDP(pkt)
+	}
 	in.next.DeliverNetworkPacket(protocol, pkt)
+	return ""
 }
 
 // handleLateICMP deals with an error about no flow of the index. The end of a

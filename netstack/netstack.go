@@ -29,7 +29,6 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 
 	"github.com/warrenmesh/warren/netstack/drops"
 )
@@ -92,7 +91,7 @@ func New(cfg Config) (*Stack, error) {
 			// a tunnel with nobody on it to ask.
 			ipv6.NewProtocolWithOptions(ipv6.Options{}),
 		},
-		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol},
+		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol}, // UDP goes past gVisor
 		Stats:              shared.stats,
 		RandSource:         randSource{},
 		IPTables:           shared.tables,

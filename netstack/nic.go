@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -56,6 +57,11 @@ type NIC struct {
 	fragments reassembler
 	lowering  atomic.Bool // a "packet too big" is being heeded
 
+	// IP ids of UDP: datagrams that we cut have their own, which small ones
+	// would go through in a second.
+	wholeIDs, fragmentIDs atomic.Uint32
+	unread                atomic.Int64 // bytes that datagram conns hold
+
 	ctx    context.Context // ends with Remove
 	cancel context.CancelCauseFunc
 
@@ -65,6 +71,7 @@ type NIC struct {
 	mu        sync.Mutex // guards what follows
 	assigned  map[netip.Addr]struct{}
 	listeners map[closer]struct{}
+	sockets   map[netip.AddrPort]*PacketConn // by local address; nil where there is none
 }
 
 // closer is a listener that a NIC ends when it goes.
@@ -94,6 +101,8 @@ func (s *Stack) AddNIC(cfg NICConfig) (*NIC, error) {
 	n.index.init(sources, cfg.MaxFlowsPerHost)
 	n.index.drops = &s.drops
 	n.fragments.drops = &s.drops
+	n.wholeIDs.Store(rand.Uint32())
+	n.fragmentIDs.Store(rand.Uint32())
 	n.ctx, n.cancel = context.WithCancelCause(s.ctx)
 	if err := s.attach(n); err != nil {
 		n.cancel(err)

@@ -1,18 +1,17 @@
 package netstack
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"sync/atomic"
+	"syscall"
 	"time"
 
-	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
-	"gvisor.dev/gvisor/pkg/waiter"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
 // ListenPacket opens a UDP socket on this NIC alone. The address becomes one
@@ -33,25 +32,16 @@ func (n *NIC) listenPacket(ctx context.Context, network string, local netip.Addr
 	if !local.Addr().IsValid() || local.Addr().IsUnspecified() {
 		return nil, errors.New("an address is required")
 	}
-	wq := new(waiter.Queue)
-	ep, err := n.open(udp.ProtocolNumber, local.Addr().Is4(), wq)
-	if err != nil {
-		return nil, err
+	if n.stack.cfg.Promiscuous {
+		return nil, errors.New("a promiscuous stack hands every datagram to its forwarder")
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	c := &PacketConn{nic: n, ep: ep, wq: wq, cancel: cancel}
-	c.r.init()
-	c.w.init()
-	tuneMTU(ep)
+	c := &PacketConn{nic: n, cancel: cancel}
+	c.in.init(&n.unread)
 	n.assign(local.Addr())
-	c.entry.Init(c, waiter.ReadableEvents|waiter.WritableEvents|waiter.EventHUp|waiter.EventErr)
-	wq.EventRegister(&c.entry)
-	if err := ep.Bind(n.fullAddress(local)); err != nil {
-		_ = c.Close()
-		return nil, connectError(err)
-	}
-	if at, err := ep.GetLocalAddress(); err == nil {
-		c.local = netip.AddrPortFrom(local.Addr(), at.Port)
+	if err := n.addSocket(c, local); err != nil {
+		cancel()
+		return nil, err
 	}
 	if !n.addListener(c) {
 		_ = c.Close()
@@ -61,51 +51,61 @@ func (n *NIC) listenPacket(ctx context.Context, network string, local netip.Addr
 	return c, nil
 }
 
+// addSocket enters c under local, or under a free port where that has none.
+func (n *NIC) addSocket(c *PacketConn, local netip.AddrPort) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	first, last := int(local.Port()), int(local.Port())
+	if first == 0 {
+		first, last = firstPort, lastPort
+	}
+	for port := first; port <= last; port++ {
+		at := netip.AddrPortFrom(local.Addr(), uint16(port))
+		if _, taken := n.sockets[at]; taken {
+			continue
+		}
+		if n.sockets == nil {
+			n.sockets = make(map[netip.AddrPort]*PacketConn)
+		}
+		n.sockets[at], c.local = c, at
+		return nil
+	}
+	return syscall.EADDRINUSE
+}
+
+func (n *NIC) socketAt(local netip.AddrPort) *PacketConn {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.sockets[local]
+}
+
+func (n *NIC) removeSocket(c *PacketConn) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.sockets[c.local] == c {
+		delete(n.sockets, c.local)
+	}
+}
+
 // PacketConn is an unconnected UDP socket on one NIC. Addresses are
 // *net.UDPAddr. A datagram that does not fit the buffer is cut off.
 type PacketConn struct {
-	nic    *NIC
-	ep     tcpip.Endpoint
-	wq     *waiter.Queue
-	entry  waiter.Entry
-	local  netip.AddrPort
-	cancel context.CancelFunc
-	closed atomic.Bool
-	r, w   direction
-}
-
-// NotifyEvent implements waiter.EventListener.
-func (c *PacketConn) NotifyEvent(mask waiter.EventMask) {
-	const both = waiter.EventHUp | waiter.EventErr
-	if mask&(waiter.ReadableEvents|both) != 0 {
-		c.r.signal()
-	}
-	if mask&(waiter.WritableEvents|both) != 0 {
-		c.w.signal()
-	}
+	nic     *NIC
+	local   netip.AddrPort
+	cancel  context.CancelFunc
+	writeBy atomic.Pointer[time.Time]
+	in      inbox
 }
 
 // ReadFrom implements net.PacketConn.
 func (c *PacketConn) ReadFrom(b []byte) (int, net.Addr, error) {
-	c.r.op.Lock()
-	defer c.r.op.Unlock()
-	for {
-		if err := c.usable(&c.r); err != nil {
-			return 0, nil, c.opError("read", err)
-		}
-		c.r.clear()
-		w := tcpip.SliceWriter(b)
-		res, err := c.ep.Read(&w, tcpip.ReadOptions{NeedRemoteAddr: true})
-		switch err.(type) {
-		case nil, *tcpip.ErrBadBuffer: // the latter: nothing of it fitted
-			from := addrPort(res.RemoteAddr.Addr, res.RemoteAddr.Port)
-			return res.Count, net.UDPAddrFromAddrPort(from), nil
-		case *tcpip.ErrWouldBlock:
-			<-c.r.wake
-		default:
-			return 0, nil, c.opError("read", errnoOf(err))
-		}
+	a, err := c.in.take()
+	if err != nil {
+		return 0, nil, c.opError("read", err)
 	}
+	n := copy(b, a.payload)
+	a.pkt.DecRef()
+	return n, net.UDPAddrFromAddrPort(a.src), nil
 }
 
 // WriteTo implements net.PacketConn.
@@ -115,45 +115,33 @@ func (c *PacketConn) WriteTo(b []byte, addr net.Addr) (int, error) {
 		return 0, c.opError("write", net.InvalidAddrError("a UDP address is required"))
 	}
 	at := to.AddrPort()
-	remote := c.nic.fullAddress(netip.AddrPortFrom(at.Addr().Unmap(), at.Port()))
-	c.w.op.Lock()
-	defer c.w.op.Unlock()
-	for {
-		if err := c.usable(&c.w); err != nil {
-			return 0, c.opError("write", err)
-		}
-		c.w.clear()
-		_, err := c.ep.Write(bytes.NewReader(b), tcpip.WriteOptions{To: &remote})
-		switch err.(type) {
-		case nil:
-			return len(b), nil
-		case *tcpip.ErrWouldBlock:
-			<-c.w.wake
-		default:
-			return 0, c.opError("write", errnoOf(err))
-		}
+	remote := netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
+	if family(remote.Addr()) != family(c.local.Addr()) || !isHost(remote.Addr()) {
+		return 0, c.opError("write", syscall.EHOSTUNREACH)
 	}
-}
-
-func (c *PacketConn) usable(d *direction) error {
-	if c.closed.Load() {
-		return net.ErrClosed
+	if err := c.in.ended(); err != nil {
+		return 0, c.opError("write", err)
 	}
-	return d.timedOut()
+	if by := c.writeBy.Load(); by != nil && !time.Now().Before(*by) {
+		return 0, c.opError("write", os.ErrDeadlineExceeded)
+	}
+	list := outgoing.Get().(*stack.PacketBufferList)
+	defer outgoing.Put(list)
+	if !c.nic.appendUDP(list, c.local, remote, b) {
+		return 0, c.opError("write", syscall.EMSGSIZE)
+	}
+	c.nic.writeList(list)
+	return len(b), nil
 }
 
 // Close implements net.PacketConn.
 func (c *PacketConn) Close() error {
-	if c.closed.Swap(true) {
+	if _, closed := c.in.end(net.ErrClosed); closed {
 		return c.opError("close", net.ErrClosed)
 	}
 	c.nic.removeListener(c)
+	c.nic.removeSocket(c)
 	c.cancel()
-	c.ep.Close()
-	c.r.stop()
-	c.w.stop()
-	c.r.signal()
-	c.w.signal()
 	return nil
 }
 
@@ -162,20 +150,23 @@ func (c *PacketConn) LocalAddr() net.Addr { return net.UDPAddrFromAddrPort(c.loc
 
 // SetDeadline implements net.PacketConn.
 func (c *PacketConn) SetDeadline(t time.Time) error {
-	c.r.setDeadline(t)
-	c.w.setDeadline(t)
-	return nil
+	_ = c.SetReadDeadline(t)
+	return c.SetWriteDeadline(t)
 }
 
 // SetReadDeadline implements net.PacketConn.
 func (c *PacketConn) SetReadDeadline(t time.Time) error {
-	c.r.setDeadline(t)
+	c.in.setReadDeadline(t)
 	return nil
 }
 
-// SetWriteDeadline implements net.PacketConn.
+// SetWriteDeadline implements net.PacketConn, as that of a UDPConn.
 func (c *PacketConn) SetWriteDeadline(t time.Time) error {
-	c.w.setDeadline(t)
+	if t.IsZero() {
+		c.writeBy.Store(nil)
+	} else {
+		c.writeBy.Store(&t)
+	}
 	return nil
 }
 

@@ -32,13 +32,10 @@ func (s *Shared) Drops(yield func(where, why string, n uint64)) {
 		n   *tcpip.StatCounter
 	}{
 		{"checksum_tcp", s.stats.TCP.ChecksumErrors},
-		{"checksum_udp", s.stats.UDP.ChecksumErrors},
 		{"malformed_ip", s.stats.IP.MalformedPacketsReceived},
-		{"malformed_udp", s.stats.UDP.MalformedPacketsReceived},
 		{"invalid_tcp", s.stats.TCP.InvalidSegmentsReceived},
 		{"invalid_source", s.stats.IP.InvalidSourceAddressesReceived},
 		{"unknown_destination", s.stats.IP.InvalidDestinationAddressesReceived},
-		{"udp_receive_buffer", s.stats.UDP.ReceiveBufferErrors},
 		{"tcp_segment_queue", s.stats.DroppedPackets},
 	} {
 		if n := d.n.Value(); n > 0 {

@@ -1,15 +1,16 @@
 package netstack
 
 import (
-	"bytes"
 	"net"
+	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/buffer"
-	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/waiter"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"github.com/warrenmesh/warren/netstack/netx"
 )
@@ -26,150 +27,146 @@ import (
 // silence: the peer's next datagram begins another.
 type UDPConn struct {
 	nic     *NIC
-	ep      tcpip.Endpoint
-	wq      *waiter.Queue
 	key     flowKey
 	dialled bool
-	entry   waiter.Entry
-	r, w    direction
-
-	in  tcpip.SliceWriter // the slice being read into; guarded by r.op
-	out bytes.Reader      // the datagram being written; guarded by w.op
-
-	sent   atomic.Bool // a datagram may have left
-	closed atomic.Bool
-	mu     sync.Mutex // guards what follows
-	failed error      // ErrAborted once the NIC has gone
-	told   error      // what an ICMP error said and no Read has returned yet
+	sent    atomic.Bool // a datagram may have left
+	writeBy atomic.Pointer[time.Time]
+	in      inbox
 }
 
 var (
-	_ net.Conn        = (*UDPConn)(nil)
-	_ netx.ReadWaiter = (*UDPConn)(nil)
-	_ endpoint        = (*UDPConn)(nil)
+	_ net.Conn         = (*UDPConn)(nil)
+	_ netx.ReadWaiter  = (*UDPConn)(nil)
+	_ netx.BatchReader = (*UDPConn)(nil)
+	_ netx.BatchWriter = (*UDPConn)(nil)
+	_ endpoint         = (*UDPConn)(nil)
 )
 
-func newUDPConn(n *NIC, ep tcpip.Endpoint, wq *waiter.Queue) *UDPConn {
-	c := &UDPConn{nic: n, ep: ep, wq: wq}
-	c.r.init()
-	c.w.init()
+func newUDPConn(n *NIC) *UDPConn {
+	c := &UDPConn{nic: n}
+	c.in.init(&n.unread)
 	return c
 }
 
-// watch begins to listen to the endpoint's events.
-func (c *UDPConn) watch() {
-	c.entry.Init(c, waiter.ReadableEvents|waiter.WritableEvents|waiter.EventHUp|waiter.EventErr)
-	c.wq.EventRegister(&c.entry)
-}
-
-// NotifyEvent implements waiter.EventListener.
-func (c *UDPConn) NotifyEvent(mask waiter.EventMask) {
-	const both = waiter.EventHUp | waiter.EventErr
-	if mask&(waiter.ReadableEvents|both) != 0 {
-		c.r.signal()
+// dialUDP opens a flow. Nothing is sent.
+func (n *NIC) dialUDP(remote netip.AddrPort) (*UDPConn, error) {
+	c := newUDPConn(n)
+	c.dialled = true
+	if err := n.index.claim(protoUDP, remote, c, &c.key); err != nil {
+		return nil, err
 	}
-	if mask&(waiter.WritableEvents|both) != 0 {
-		c.w.signal()
-	}
+	return c, nil
 }
 
 // Read implements net.Conn.
 func (c *UDPConn) Read(b []byte) (int, error) {
-	c.r.op.Lock()
-	defer c.r.op.Unlock()
-	for {
-		if err := c.usable(&c.r); err != nil {
-			return 0, c.opError("read", err)
-		}
-		c.r.clear()
-		c.in = b
-		res, err := c.ep.Read(&c.in, tcpip.ReadOptions{NeedRemoteAddr: true})
-		c.in = nil
-		switch err.(type) {
-		case nil, *tcpip.ErrBadBuffer: // the latter: nothing of it fitted
-			// One that came between bind and connect may be anyone's.
-			if addrPort(res.RemoteAddr.Addr, res.RemoteAddr.Port) == c.key.remote {
-				return res.Count, nil
-			}
-			c.nic.stack.drops.Add(whyStranger, 1)
-		case *tcpip.ErrWouldBlock:
-			if told := c.takeTold(); told != nil {
-				return 0, c.opError("read", told)
-			}
-			<-c.r.wake
-		default:
-			return 0, c.opError("read", errnoOf(err))
-		}
+	a, err := c.in.take()
+	if err != nil {
+		return 0, c.opError("read", err)
 	}
-}
-
-// whyStranger: a datagram for a local port from someone else than the peer.
-const whyStranger = "udp_stranger"
-
-func (c *UDPConn) takeTold() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	told := c.told
-	c.told = nil
-	return told
+	n := copy(b, a.payload)
+	a.pkt.DecRef()
+	return n, nil
 }
 
 // WaitReadable implements netx.ReadWaiter.
 func (c *UDPConn) WaitReadable() error {
-	c.r.op.Lock()
-	defer c.r.op.Unlock()
-	for {
-		if err := c.usable(&c.r); err != nil {
-			return c.opError("read", err)
-		}
-		c.r.clear()
-		c.mu.Lock()
-		told := c.told
-		c.mu.Unlock()
-		if told != nil || c.ep.Readiness(waiter.ReadableEvents)&waiter.ReadableEvents != 0 {
-			return nil
-		}
-		<-c.r.wake
+	if err := c.in.wait(); err != nil {
+		return c.opError("read", err)
 	}
+	return nil
 }
+
+// ReadBatch implements netx.BatchReader: it lends the packets that arrived.
+func (c *UDPConn) ReadBatch(b *netx.Batch) error {
+	if err := c.in.takeBatch(b); err != nil {
+		return c.opError("read", err)
+	}
+	return nil
+}
+
+// outgoing holds the packets of a write until the link has taken them.
+var outgoing = sync.Pool{New: func() any { return new(stack.PacketBufferList) }}
 
 // Write implements net.Conn. It waits while the link has no room.
 func (c *UDPConn) Write(b []byte) (int, error) {
-	c.w.op.Lock()
-	defer c.w.op.Unlock()
-	defer c.out.Reset(nil)
-	for {
-		if err := c.usable(&c.w); err != nil {
-			return 0, c.opError("write", err)
-		}
-		c.w.clear()
-		if !c.sent.Load() {
-			c.sent.Store(true)
-		}
-		c.out.Reset(b)
-		_, err := c.ep.Write(&c.out, tcpip.WriteOptions{})
-		switch err.(type) {
-		case nil:
-			return len(b), nil
-		case *tcpip.ErrWouldBlock:
-			<-c.w.wake
-		default:
-			return 0, c.opError("write", errnoOf(err))
-		}
+	if err := c.writable(); err != nil {
+		return 0, c.opError("write", err)
 	}
+	list := outgoing.Get().(*stack.PacketBufferList)
+	defer outgoing.Put(list)
+	if !c.nic.appendUDP(list, c.key.local, c.key.remote, b) {
+		return 0, c.opError("write", syscall.EMSGSIZE)
+	}
+	c.flush(list)
+	return len(b), nil
 }
 
-func (c *UDPConn) usable(d *direction) error {
-	if c.closed.Load() {
-		return net.ErrClosed
+// WriteBatch implements netx.BatchWriter.
+func (c *UDPConn) WriteBatch(datagrams [][]byte) (int, error) {
+	if err := c.writable(); err != nil {
+		return 0, c.opError("write", err)
 	}
-	c.mu.Lock()
-	failed := c.failed
-	c.mu.Unlock()
-	if failed != nil {
-		return failed
+	list := outgoing.Get().(*stack.PacketBufferList)
+	defer outgoing.Put(list)
+	for i, d := range datagrams {
+		if !c.nic.appendUDP(list, c.key.local, c.key.remote, d) {
+			c.flush(list)
+			return i, c.opError("write", syscall.EMSGSIZE)
+		}
+		if list.Len() >= netx.BatchSize {
+			c.flush(list)
+		}
 	}
-	return d.timedOut()
+	c.flush(list)
+	return len(datagrams), nil
+}
+
+// flush hands the packets to the link and empties list.
+func (c *UDPConn) flush(list *stack.PacketBufferList) {
+	if list.Len() == 0 {
+		return
+	}
+	if !c.sent.Load() {
+		c.sent.Store(true)
+	}
+	c.nic.writeList(list)
+}
+
+// writeList gives the link packets, waits until it has taken them (it counts
+// what it drops), and empties list.
+func (n *NIC) writeList(list *stack.PacketBufferList) {
+	_, _ = n.link.WritePackets(*list)
+	list.Reset()
+}
+
+// appendUDP builds the packets of one datagram, or reports false where it is
+// larger than a datagram can be.
+func (n *NIC) appendUDP(list *stack.PacketBufferList, src, dst netip.AddrPort, b []byte) bool {
+	o := udpOut{src: src, dst: dst, payload: b, mtu: int(n.link.MTU())}
+	if !o.fits() {
+		return false
+	}
+	ids := &n.wholeIDs
+	if o.fragmented() {
+		ids = &n.fragmentIDs
+	}
+	for o.id&0xffff == 0 {
+		o.id = ids.Add(1)
+	}
+	o.appendTo(list)
+	return true
+}
+
+// writable says why the conn takes no datagram, nil where it does.
+func (c *UDPConn) writable() error {
+	if err := c.in.ended(); err != nil {
+		return err
+	}
+	if by := c.writeBy.Load(); by != nil && !time.Now().Before(*by) {
+		return os.ErrDeadlineExceeded
+	}
+	return nil
 }
 
 // Unreachable tells the flow's peer what has become of its datagrams: an ICMP
@@ -188,10 +185,11 @@ func (n *NIC) writeUnreachable(quoted []byte, cause error) {
 
 // Close implements net.Conn.
 func (c *UDPConn) Close() error {
-	if c.closed.Swap(true) {
+	first, closed := c.in.end(net.ErrClosed)
+	if closed {
 		return c.opError("close", net.ErrClosed)
 	}
-	c.end()
+	c.finish(first)
 	return nil
 }
 
@@ -200,19 +198,16 @@ func (c *UDPConn) Abort() { _ = c.Close() }
 
 // abort implements endpoint.
 func (c *UDPConn) abort(cause error) {
-	c.mu.Lock()
-	c.failed = cause
-	c.mu.Unlock()
-	c.end()
+	first, _ := c.in.end(cause)
+	c.finish(first)
 }
 
-func (c *UDPConn) end() {
-	c.ep.Close()
+// finish takes the flow out of the index, if this is how it ended.
+func (c *UDPConn) finish(first bool) {
+	if !first {
+		return
+	}
 	c.farewell()
-	c.r.stop()
-	c.w.stop()
-	c.r.signal()
-	c.w.signal()
 	c.nic.index.remove(c.key, c)
 }
 
@@ -226,12 +221,7 @@ func (c *UDPConn) farewell() {
 }
 
 // unreachable implements endpoint.
-func (c *UDPConn) unreachable(err error) {
-	c.mu.Lock()
-	c.told = err
-	c.mu.Unlock()
-	c.r.signal()
-}
+func (c *UDPConn) unreachable(err error) { c.in.tell(err) }
 
 // pathMTU implements endpoint: UDP fragments by what the link says.
 func (c *UDPConn) pathMTU(int) {}
@@ -246,19 +236,24 @@ func (c *UDPConn) SetDeadline(t time.Time) error {
 
 // SetReadDeadline implements net.Conn.
 func (c *UDPConn) SetReadDeadline(t time.Time) error {
-	if c.closed.Load() {
+	if c.in.ended() == net.ErrClosed {
 		return c.opError("set", net.ErrClosed)
 	}
-	c.r.setDeadline(t)
+	c.in.setReadDeadline(t)
 	return nil
 }
 
-// SetWriteDeadline implements net.Conn.
+// SetWriteDeadline implements net.Conn: a Write that begins later fails. One
+// that waits for room goes on until the link has some, or ends.
 func (c *UDPConn) SetWriteDeadline(t time.Time) error {
-	if c.closed.Load() {
+	if c.in.ended() == net.ErrClosed {
 		return c.opError("set", net.ErrClosed)
 	}
-	c.w.setDeadline(t)
+	if t.IsZero() {
+		c.writeBy.Store(nil)
+	} else {
+		c.writeBy.Store(&t)
+	}
 	return nil
 }
 

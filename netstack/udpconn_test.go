@@ -15,8 +15,6 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/buffer"
-	"gvisor.dev/gvisor/pkg/tcpip/header"
-	"gvisor.dev/gvisor/pkg/tcpip/header/parse"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"github.com/warrenmesh/warren/netstack/netx"
@@ -183,15 +181,11 @@ func TestUDPDatagramLateForForwarder(t *testing.T) {
 
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(sent.last())})
 	defer pkt.DecRef()
-	if !parse.IPv4(pkt) || !parse.UDP(pkt) {
-		t.Fatal("the datagram cannot be parsed")
+	late, why := parseUDP4(pkt.Data().AsRange().ToSlice())
+	if why != "" {
+		t.Fatalf("the datagram cannot be parsed: %s", why)
 	}
-	pkt.NICID, pkt.NetworkProtocolNumber = l.cnic.id, header.IPv4ProtocolNumber
-	local, remote := l.cnic.fullAddress(service4), l.cnic.fullAddress(b.key.remote)
-	l.connector.udp.handlePacket(stack.TransportEndpointID{
-		LocalAddress: local.Addr, LocalPort: local.Port,
-		RemoteAddress: remote.Addr, RemotePort: remote.Port,
-	}, pkt)
+	l.connector.udp.handle(l.cnic, &late, pkt)
 	if n, err := b.Read(buf); string(buf[:n]) != "first" || err != nil {
 		t.Errorf("read %q, %v", buf[:n], err)
 	}
