@@ -9,6 +9,10 @@ func TestDropsOutliveWhatDropped(t *testing.T) {
 	n := e.network(t, "berlin")
 	c, p := join(t, e, n, "b1", handlers{}, "10.0.0.0/8")
 	garbage := [][]byte{{4 << 4}, {7 << 4}} // no IPv4 header, and no IP at all
+	if _, err := p.enter(); err != nil {    // so that there is a stack to drop it
+		t.Fatal(err)
+	}
+	defer p.leave()
 	p.link.Deliver(garbage)
 	c.edge.link.Deliver(garbage)
 

@@ -227,7 +227,7 @@ func attack(t *testing.T, total int, check func(*Peer, shim.Inner) shim.Why) []s
 		}
 		attackers = append(attackers, newHostile(t, name, key, e))
 		e.await(t, name+" shakes hands", func() bool { return !p.State().LastHandshake.IsZero() })
-		conn, err := p.nic.DialContext(t.Context(), "udp", privateHost)
+		conn, err := p.dial(t.Context(), "udp", privateHost)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/gaissmai/bart"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
@@ -25,8 +26,15 @@ const innerSourcesPerNIC = 4
 type Network struct {
 	name   string
 	tunnel *Tunnel
-	stack  *netstack.Stack
 	turn   atomic.Uint32 // breaks ties between replicas
+
+	// rest.go: the stack is there while there is something to carry.
+	stackMu sync.Mutex                     // held while the stack, and NICs in it, are made and put to rest
+	stack   atomic.Pointer[netstack.Stack] // nil: the network is at rest
+	dials   int                            // under way
+	busy    time.Time                      // when it last was seen to carry something
+	ended   bool
+	resting atomic.Bool // the stack goes, and the links stay
 
 	mu     sync.Mutex
 	peers  []*Peer
@@ -62,11 +70,7 @@ func (t *Tunnel) AddNetwork(name string) (*Network, error) {
 	if _, taken := t.networks[name]; taken {
 		return nil, fmt.Errorf("adding network %q: the name is in use already", name)
 	}
-	st, err := netstack.New(netstack.Config{Shared: t.shared})
-	if err != nil {
-		return nil, fmt.Errorf("adding network %q: %w", name, err)
-	}
-	n := &Network{name: name, tunnel: t, stack: st}
+	n := &Network{name: name, tunnel: t}
 	n.table.Store(new(bart.Table[[]*Peer]))
 	t.networks[name] = n
 	return n, nil
@@ -81,7 +85,7 @@ func (t *Tunnel) AddEdge(cfg EdgeConfig) (*Peer, error) {
 		return nil, fmt.Errorf("adding edge %q: %w", cfg.Name, err)
 	}
 	p := &Peer{tunnel: t, name: cfg.Name, initiate: true, stack: st}
-	if err := t.newPeer(p, t.newSession(cfg.PublicKey, cfg.PresharedKey), cfg.Endpoint, nil); err != nil {
+	if err := t.newPeer(p, t.newSession(cfg.PublicKey, cfg.PresharedKey), cfg.Endpoint); err != nil {
 		st.Close()
 		return nil, err
 	}
@@ -97,10 +101,10 @@ func (n *Network) AddConnector(cfg ConnectorConfig) (*Peer, error) {
 	if err := n.tunnel.checkRoutes(cfg.Routes); err != nil {
 		return nil, fmt.Errorf("adding connector %q to network %q: %w", cfg.Name, n.name, err)
 	}
-	p := &Peer{tunnel: n.tunnel, name: cfg.Name, network: n, stack: n.stack}
+	p := &Peer{tunnel: n.tunnel, name: cfg.Name, network: n}
 	p.routes.Store(newRouteSet(cfg.Routes))
 	s := n.tunnel.newSession(cfg.PublicKey, cfg.PresharedKey)
-	if err := n.tunnel.newPeer(p, s, netip.AddrPort{}, n.tunnel.sourceAddrs()); err != nil {
+	if err := n.tunnel.newPeer(p, s, netip.AddrPort{}); err != nil {
 		return nil, err
 	}
 	n.mu.Lock()
@@ -150,7 +154,7 @@ func (p *Peer) SetRoutes(routes []netip.Prefix) error {
 	p.network.mu.Lock()
 	p.network.rebuildLocked()
 	p.network.mu.Unlock()
-	p.nic.AbortFlows(func(_, remote netip.AddrPort) bool { return !set.contains(remote.Addr()) })
+	p.abortFlows(func(_, remote netip.AddrPort) bool { return !set.contains(remote.Addr()) })
 	return nil
 }
 
@@ -244,11 +248,16 @@ func (n *Network) Dial(ctx context.Context, network string, dst netip.AddrPort) 
 
 // dial opens a flow through p, and gives up when p dies.
 func (p *Peer) dial(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error) {
+	nic, err := p.enter()
+	if err != nil {
+		return nil, err
+	}
+	defer p.leave()
 	here := p.here.Load()
 	if here == nil || here.Err() != nil { // it has just come: watch does not know yet
-		return p.nic.DialContext(ctx, network, dst)
+		return nic.DialContext(ctx, network, dst)
 	}
-	return dialWhile(here, ctx, p.nic, network, dst)
+	return dialWhile(here, ctx, nic, network, dst)
 }
 
 // Close removes the network's connectors and its stack; flows are aborted.
@@ -264,10 +273,7 @@ func (n *Network) Close() {
 	for _, p := range peers {
 		p.Remove()
 	}
-	n.stack.Close()
-	n.tunnel.goneMu.Lock()
-	defer n.tunnel.goneMu.Unlock()
-	n.stack.Drops(func(_, why string, count uint64) { n.tunnel.goneStacks.Add(why, count) })
+	n.end()
 	n.tunnel.mu.Lock()
 	delete(n.tunnel.networks, n.name)
 	n.tunnel.mu.Unlock()

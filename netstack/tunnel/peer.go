@@ -29,9 +29,9 @@ type Peer struct {
 	cur      atomic.Pointer[session] // the key in use: what we send in
 	initiate bool                    // it is ours to begin handshakes: we are the connector
 
-	network *Network        // the edge's side; nil at a connector
-	stack   *netstack.Stack // the connector's side: this edge's own; else the network's
-	nic     *netstack.NIC
+	network *Network                     // the edge's side; nil at a connector
+	stack   *netstack.Stack              // the connector's side: this edge's own
+	nic     atomic.Pointer[netstack.NIC] // nil: the network is at rest (rest.go)
 	link    *link.Endpoint
 	lane    *lane
 	routes  atomic.Pointer[routeSet] // the edge's side: what the connector may speak for
@@ -71,6 +71,7 @@ type Peer struct {
 
 	changing sync.Mutex // held while keys come and go, and by Remove
 	removed  bool
+	detached bool // no NIC is made any more; guarded by network.stackMu
 
 	keysMu sync.Mutex
 	keys   keys // besides cur, which changes with it held
@@ -132,8 +133,9 @@ func (p *Peer) NetworkName() string {
 	return p.network.name
 }
 
-// Stack is the stack that the peer's packets enter. At a connector it is the
-// edge's own, which accepts every destination: set its forwarders.
+// Stack is, at a connector, the stack that this edge's packets enter, which
+// accepts every destination: set its forwarders. At an edge it is nil: the
+// stack of a network comes and goes.
 func (p *Peer) Stack() *netstack.Stack { return p.stack }
 
 // Alive reports whether authenticated packets come from the peer.
@@ -158,7 +160,12 @@ func (p *Peer) Draining() bool { return p.draining.Load() }
 func (p *Peer) SetHeld(held bool) { p.held.Store(held) }
 
 // Flows returns how many flows the peer carries.
-func (p *Peer) Flows() int { return p.nic.Flows() }
+func (p *Peer) Flows() int {
+	if nic := p.nic.Load(); nic != nil {
+		return nic.Flows()
+	}
+	return 0
+}
 
 // State returns all of it. It asks the device, whose answer for all peers is
 // kept for a second.
@@ -170,12 +177,13 @@ func (p *Peer) State() PeerState {
 		Alive: p.life.alive, Left: !p.life.alive && p.left.Load(), Draining: p.draining.Load(), Held: p.held.Load(), KeyShared: p.shared.Load(), Since: p.life.since,
 		Heard: p.lastHeard(), RTT: p.rtt, PathMTU: p.mtu.working, BootID: p.boot.Load(),
 		Endpoint: dev.endpoint, LastHandshake: dev.handshake, RxBytes: bytes.rx, TxBytes: bytes.tx,
-		Flows: p.nic.Flows(),
+		Flows: p.Flows(),
 	}
 }
 
-// newPeer makes the NIC, the lane and the WireGuard peer. endpoint may be zero.
-func (t *Tunnel) newPeer(p *Peer, s *session, endpoint netip.AddrPort, sources []netip.Addr) error {
+// newPeer makes the lane, the WireGuard peer and, at a connector, the NIC; at an
+// edge the first flow does. endpoint may be zero.
+func (t *Tunnel) newPeer(p *Peer, s *session, endpoint netip.AddrPort) error {
 	if err := t.reserve(p.name, s.key); err != nil {
 		return err
 	}
@@ -183,13 +191,15 @@ func (t *Tunnel) newPeer(p *Peer, s *session, endpoint netip.AddrPort, sources [
 	p.cur.Store(s)
 	p.link = link.New(link.Config{MTU: minInnerMTU, Deferrer: t.deferrer, Ready: func() { t.outbox.ready(p.lane) }})
 	p.lane = t.outbox.add(&lane{link: p.link, overlay: s.overlay})
-	nic, err := p.stack.AddNIC(netstack.NICConfig{Name: p.name, Link: p.link, Sources: sources})
-	if err != nil {
-		t.outbox.remove(p.lane)
-		t.release(s.key)
-		return fmt.Errorf("adding a NIC for %q: %w", p.name, err)
+	if p.stack != nil {
+		nic, err := p.stack.AddNIC(netstack.NICConfig{Name: p.name, Link: p.link})
+		if err != nil {
+			t.outbox.remove(p.lane)
+			t.release(s.key)
+			return fmt.Errorf("adding a NIC for %q: %w", p.name, err)
+		}
+		p.nic.Store(nic)
 	}
-	p.nic = nic
 	t.byOverlay.Store(s.overlay, s)
 	if err := s.install(endpoint); err != nil {
 		p.Remove()
@@ -231,9 +241,13 @@ func (p *Peer) Remove() {
 func (p *Peer) detach() {
 	t := p.tunnel
 	if p.network != nil {
+		p.withdraw()
 		p.network.forget(p)
+		defer p.leave()
 	}
-	p.nic.Remove()
+	if nic := p.nic.Load(); nic != nil {
+		nic.Remove()
+	}
 	p.link.Close()
 	t.outbox.remove(p.lane)
 	if p.network == nil {
@@ -408,6 +422,9 @@ func (p *Peer) echoReply(e echo, n int, now time.Time) {
 		}
 	}
 }
+
+// flowMatch chooses flows by their two ends.
+type flowMatch = func(local, remote netip.AddrPort) bool
 
 // allFlows matches every flow.
 func allFlows(netip.AddrPort, netip.AddrPort) bool { return true }

@@ -307,7 +307,9 @@ func (t *Tunnel) stacks() []*netstack.Stack {
 	defer t.mu.Unlock()
 	var stacks []*netstack.Stack
 	for _, n := range t.networks {
-		stacks = append(stacks, n.stack)
+		if st := n.stack.Load(); st != nil {
+			stacks = append(stacks, st)
+		}
 	}
 	for p := range t.peers {
 		if p.network == nil {
@@ -341,10 +343,6 @@ func (t *Tunnel) Close() {
 	}
 	t.closed = true
 	t.flags |= flagLeaving
-	networks := make([]*Network, 0, len(t.networks))
-	for _, n := range t.networks {
-		networks = append(networks, n)
-	}
 	t.mu.Unlock()
 
 	t.stop()
@@ -352,7 +350,7 @@ func (t *Tunnel) Close() {
 	t.greetAll()
 	t.outbox.flushed(leaveGrace)
 	t.self.Load().stack.close(t)
-	for _, n := range networks {
+	for _, n := range t.allNetworks() {
 		n.Close()
 	}
 	for _, p := range t.allPeers() {

@@ -24,10 +24,15 @@ func (t *Tunnel) watch(ctx context.Context) {
 	defer renew.Stop()
 	greet := time.NewTicker(greetEvery)
 	defer greet.Stop()
+	rest := time.NewTicker(restEvery)
+	defer rest.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case now := <-rest.C:
+			t.restNetworks(now)
+			continue
 		case <-greet.C:
 			t.greetSilent()
 			continue
@@ -90,7 +95,7 @@ func (t *Tunnel) nudge() {
 func (p *Peer) tick(s *pass) {
 	now := s.now
 	if p.rebooted.Swap(false) {
-		p.nic.AbortFlows(allFlows)
+		p.abortFlows(allFlows)
 	}
 	p.tickKeys(now)
 	open := p.open.Load() // before heard: a packet that opens the link is noted first
@@ -112,7 +117,9 @@ func (p *Peer) tick(s *pass) {
 	probe, mtu := p.stepMTU(s, d.up || p.moved.Swap(false) && alive, alive)
 	if mtu > 0 && int(p.link.MTU()) != mtu {
 		p.link.SetMTU(uint32(mtu))
-		p.nic.MTUChanged()
+		if nic := p.nic.Load(); nic != nil {
+			nic.MTUChanged()
+		}
 	}
 	p.apply(d)
 	p.callAgain(now, alive)
@@ -188,7 +195,7 @@ func (p *Peer) apply(d deed) {
 	// is back, and there would be no telling.
 	unknown := p.initiate && p.boot.Load() == 0
 	if d.abandon || d.down && (unknown || p.left.Load()) {
-		p.nic.AbortFlows(allFlows)
+		p.abortFlows(allFlows)
 	}
 	if d.handshake {
 		p.renewHandshake()
