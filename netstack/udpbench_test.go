@@ -3,9 +3,7 @@ package netstack
 import (
 	"net/netip"
 	"runtime"
-	"syscall"
 	"testing"
-	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
@@ -114,13 +112,6 @@ func sizeName(n int) string {
 		return "64"
 	}
 	return "1200"
-}
-
-// cpuTime is what this process has used.
-func cpuTime() time.Duration {
-	var u syscall.Rusage
-	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // An idle UDP flow, both ends and no goroutine.
