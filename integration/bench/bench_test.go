@@ -19,7 +19,12 @@ import (
 
 // TestMain is main, with the tests in the place of the run.
 func TestMain(m *testing.M) {
-	if role := os.Getenv(envRole); role != "" {
+	switch role := os.Getenv(envRole); role {
+	case "":
+	case roleMain:
+		main()
+		return
+	default:
 		os.Exit(play(role, os.Args[1:]))
 	}
 	os.Exit(daemon.Build("../..", func() int { return netns.Main(m.Run) }))
@@ -67,12 +72,14 @@ func TestEveryCase(t *testing.T) {
 		{"jumbo-bulk-down-1", "rate", "Gbit/s", "direct naive warren"},
 		{"impaired-bulk-up-8", "rate", "Gbit/s", "direct naive warren"},
 		{"rr-1", "rate", "/s", "direct naive warren"},
+		{"rr-1", "edge cpu,connector cpu", "µs/op", "naive warren"},
 		{"rr-64", "p50,p99,p99.9", "µs", "direct naive warren"},
 		{"rr-open", "p50,p99,p99.9", "µs", "direct naive warren"},
 		{"connect-origin-first", "rate", "/s", "direct naive warren"},
 		{"connect-origin-first", "stall", "ms", "direct naive warren"},
 		{"connect-open", "p50", "µs", "direct naive warren"},
 		{"udp-1200", "rate", "/s", "direct naive warren"},
+		{"udp-1200", "edge cpu,connector cpu", "µs/op", "naive warren"},
 		{"udp-1200", "lost,lost at 80 %", "%", "direct naive warren"},
 		{"ping-during-bulk", "p99", "µs", "direct naive warren"},
 		{"ping-during-bulk", "bulk", "Gbit/s", "direct naive warren"},

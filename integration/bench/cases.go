@@ -101,6 +101,9 @@ const (
 	less = -1
 )
 
+// manyStreams is where the memory of streams is looked at.
+const manyStreams = 128
+
 func bulk(direction string, streams int) func(*measurement) error {
 	return func(m *measurement) error {
 		report, cost, err := m.load(load.Spec{Kind: load.KindBulk, Target: m.to(load.PortBulk),
@@ -109,25 +112,34 @@ func bulk(direction string, streams int) func(*measurement) error {
 			return err
 		}
 		m.add("rate", "Gbit/s", more, report.BitsPerSecond()/1e9)
-		m.addCost(cost, report.Bytes, streams >= 128)
+		m.addCost(cost, "s/GB", 1, float64(report.Bytes)/1e9)
+		if streams < manyStreams || cost.problem != nil {
+			return nil
+		}
+		for _, end := range m.ends(cost) {
+			m.add(end.name+" peak RSS", "MB", less, float64(end.peak)/1e6)
+		}
 		return nil
 	}
 }
 
-// addCost adds what a bulk load cost at the two ends.
-func (m *measurement) addCost(cost spent, bytes uint64, memory bool) {
+// addCost adds what a load cost at the two ends, for so many units of what it
+// moved. Other programs on the machine move it less than a rate.
+func (m *measurement) addCost(cost spent, unit string, scale, units float64) {
 	if cost.problem != nil {
 		m.results.fail(m.c.name, m.who.name, "accounting: "+cost.problem.Error())
 		return
 	}
 	for _, end := range m.ends(cost) {
-		if bytes > 0 {
-			m.add(end.name+" cpu", "s/GB", less, end.cpu/(float64(bytes)/1e9))
-		}
-		if memory {
-			m.add(end.name+" peak RSS", "MB", less, float64(end.peak)/1e6)
+		if units > 0 {
+			m.add(end.name+" cpu", unit, less, scale*end.cpu/units)
 		}
 	}
+}
+
+// addOpCost adds what an operation cost.
+func (m *measurement) addOpCost(cost spent, report load.Report) {
+	m.addCost(cost, "µs/op", 1e6, float64(report.Ops))
 }
 
 // end is what one end of a contender used.
@@ -149,13 +161,14 @@ func (m *measurement) ends(cost spent) (ends []end) {
 
 func requests(workers int) func(*measurement) error {
 	return func(m *measurement) error {
-		report, _, err := m.load(load.Spec{Kind: load.KindRR, Target: m.to(load.PortEcho),
+		report, cost, err := m.load(load.Spec{Kind: load.KindRR, Target: m.to(load.PortEcho),
 			Streams: workers, Warmup: m.o.warmup, Duration: m.o.duration})
 		if err != nil {
 			return err
 		}
 		m.add("rate", "/s", more, report.OpsPerSecond())
 		m.addLatency(report)
+		m.addOpCost(cost, report)
 		return nil
 	}
 }
@@ -167,13 +180,14 @@ func (m *measurement) addLatency(report load.Report) {
 }
 
 func requestsOpen(m *measurement) error {
-	report, _, err := m.load(load.Spec{Kind: load.KindRR, Target: m.to(load.PortEcho),
+	report, cost, err := m.load(load.Spec{Kind: load.KindRR, Target: m.to(load.PortEcho),
 		Streams: 64, Rate: m.o.rrRate, Warmup: m.o.warmup, Duration: m.o.duration})
 	if err != nil {
 		return err
 	}
 	m.addLatency(report)
 	m.add("never begun", "%", less, share(report.Unsent, report.Unsent+report.Ops+report.Failures))
+	m.addOpCost(cost, report)
 	return nil
 }
 
@@ -203,7 +217,7 @@ func (m *measurement) connects(closer string, rate float64, d time.Duration) err
 	if rate > 0 {
 		spec.Streams = 64
 	}
-	report, _, err := m.load(spec)
+	report, cost, err := m.load(spec)
 	if err != nil {
 		return err
 	}
@@ -216,6 +230,7 @@ func (m *measurement) connects(closer string, rate float64, d time.Duration) err
 	}
 	m.add("stall", "ms", less, float64(report.Stall)/1e6)
 	m.add("failed", "", less, float64(report.Failures))
+	m.addOpCost(cost, report)
 	return nil
 }
 
@@ -226,13 +241,14 @@ func datagrams(size int) func(*measurement) error {
 	return func(m *measurement) error {
 		spec := load.Spec{Kind: load.KindUDP, Target: m.to(load.PortUDP), Streams: udpFlows,
 			Size: size, Warmup: m.o.warmup, Duration: m.o.duration}
-		peak, _, err := m.load(spec)
+		peak, cost, err := m.load(spec)
 		if err != nil {
 			return err
 		}
 		m.add("rate", "/s", more, peak.OpsPerSecond())
 		m.add("lost", "%", less, 100*peak.LossRatio())
 		m.add("p50", "µs", less, micro(peak.Latency.P50))
+		m.addOpCost(cost, peak)
 		if spec.Rate = 0.8 * peak.OpsPerSecond(); spec.Rate == 0 {
 			return nil
 		}

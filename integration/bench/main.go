@@ -39,7 +39,7 @@ import (
 )
 
 func main() {
-	if role := os.Getenv(envRole); role != "" {
+	if role := os.Getenv(envRole); role != "" && role != roleMain {
 		os.Exit(play(role, os.Args[1:]))
 	}
 	o, err := parse(os.Args[1:], os.Stderr)

@@ -98,11 +98,23 @@ func (r *results) metrics(testCase, contender string) (list []metric) {
 	return list
 }
 
-// columns are the metrics that anybody has in a case, in order.
+// columns are the metrics that anybody has in a case, in the order of who has
+// the most.
 func (r *results) columns(testCase string) (list []metric) {
+	var whose []string
 	for _, k := range r.order {
-		if k.testCase == testCase && !slices.Contains(list, k.metric) {
-			list = append(list, k.metric)
+		if k.testCase == testCase && !slices.Contains(whose, k.contender) {
+			whose = append(whose, k.contender)
+		}
+	}
+	slices.SortStableFunc(whose, func(a, b string) int {
+		return len(r.metrics(testCase, b)) - len(r.metrics(testCase, a))
+	})
+	for _, who := range whose {
+		for _, m := range r.metrics(testCase, who) {
+			if !slices.Contains(list, m) {
+				list = append(list, m)
+			}
 		}
 	}
 	return list

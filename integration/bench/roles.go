@@ -26,6 +26,7 @@ const (
 	roleNaiveEdge      = "naive-edge"      // with a naive.Spec
 	roleNaiveConnector = "naive-connector" // with a naive.Spec
 	roleCrowd          = "crowd"           // with a crowd
+	roleMain           = "main"            // this program itself, where it is a test's binary
 )
 
 // What a part prints.
