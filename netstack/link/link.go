@@ -1,7 +1,8 @@
 // Package link is the gVisor link endpoint of one NIC: the doorway between a
 // network's stack and the tunnel. Outgoing packets wait in a bounded queue
 // until the tunnel reads them, many a call, straight into WireGuard's buffers;
-// incoming packets are copied once into gVisor's own.
+// incoming packets are copied once into gVisor's own. TCP leaves the stack in
+// packets of up to 64 KiB (gVisor's host GSO), and Read cuts them into segments.
 //
 // Two rules keep the tunnel from deadlock (the stack's locks are held while
 // it writes, and the tunnel's while it delivers):
@@ -14,8 +15,8 @@
 //     feels the tunnel's pace instead of losses; Close, and a session that is
 //     lost, wake the blocked. A Lossy endpoint, whose peers are many, drops.
 //
-// The package must never touch the content of a packet that it carries, and
-// never drop one without counting it.
+// The package must never change a byte of what TCP or UDP carries, and never
+// drop a packet without counting it.
 package link
 
 import (
@@ -78,6 +79,15 @@ type Endpoint struct {
 	dispatcherMu sync.RWMutex
 	dispatcher   stack.NetworkDispatcher
 
+	unsummed atomic.Bool // see SetChecksums
+
+	// readMu is held for the whole of Read, and by who takes from the reader
+	// what it has not read to the end. It is locked before mu, never after.
+	readMu sync.Mutex
+	split  splitter
+	tcpID  uint16      // IPv4 id of the last TCP segment
+	rest   atomic.Bool // split holds a packet; for Len
+
 	mu     sync.Mutex
 	space  sync.Cond // signalled when the queue gets room, closes, or loses its session
 	queue  queue
@@ -85,7 +95,10 @@ type Endpoint struct {
 	closed bool
 }
 
-var _ stack.LinkEndpoint = (*Endpoint)(nil)
+var (
+	_ stack.LinkEndpoint = (*Endpoint)(nil)
+	_ stack.GSOEndpoint  = (*Endpoint)(nil)
+)
 
 // New returns an endpoint to give to the stack's AddNIC.
 func New(cfg Config) *Endpoint {
@@ -177,67 +190,15 @@ func isReset(pkt *stack.PacketBuffer) bool {
 	return len(tcp) >= header.TCPMinimumSize && tcp.Flags().Contains(header.TCPFlagRst)
 }
 
-// Read moves packets out of the queue: packet i into bufs[i][offset:], its
-// length into sizes[i]. It returns how many, 0 when the queue is empty, and
-// never blocks. Packets that do not fit are dropped and counted.
-func (e *Endpoint) Read(bufs [][]byte, sizes []int, offset int) int {
-	var taken [32]*stack.PacketBuffer
-	n := 0
-	for n < len(bufs) {
-		batch := e.take(taken[:min(len(taken), len(bufs)-n)])
-		if len(batch) == 0 {
-			break
-		}
-		for i, pkt := range batch {
-			if size := pkt.Size(); size > len(bufs[n])-offset {
-				e.drops.Add(WhyOversize, 1)
-			} else {
-				copyPacket(bufs[n][offset:], pkt)
-				sizes[n] = size
-				n++
-			}
-			pkt.DecRef()
-			batch[i] = nil
-		}
-	}
-	return n
-}
-
-// take pops up to len(dst) packets; their references pass to the caller.
-func (e *Endpoint) take(dst []*stack.PacketBuffer) []*stack.PacketBuffer {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	n := 0
-	for n < len(dst) && e.queue.len() > 0 {
-		dst[n] = e.queue.pop()
-		n++
-	}
-	if n > 0 {
-		e.space.Broadcast()
-	}
-	return dst[:n]
-}
-
-// copyPacket writes the whole of pkt to the front of b without allocating.
-func copyPacket(b []byte, pkt *stack.PacketBuffer) {
-	views, skip := pkt.AsViewList()
-	at := 0
-	for v := views.Front(); v != nil; v = v.Next() {
-		s := v.AsSlice()
-		if skip >= len(s) {
-			skip -= len(s)
-			continue
-		}
-		at += copy(b[at:], s[skip:])
-		skip = 0
-	}
-}
-
-// Len returns how many packets wait.
+// Len returns how many packets wait, one that was read in part included.
 func (e *Endpoint) Len() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.queue.len()
+	n := e.queue.len()
+	if e.rest.Load() {
+		n++
+	}
+	return n
 }
 
 // SetOpen tells the endpoint whether the peer has a live session. While it
@@ -252,6 +213,9 @@ func (e *Endpoint) SetOpen(open bool) {
 	}
 	e.space.Broadcast()
 	e.mu.Unlock()
+	if !open {
+		dropped += e.dropRest()
+	}
 	if dropped > 0 {
 		e.drops.Add(WhyNoSession, uint64(dropped))
 	}
@@ -265,6 +229,7 @@ func (e *Endpoint) Close() {
 	dropped := e.drainLocked()
 	e.space.Broadcast()
 	e.mu.Unlock()
+	dropped += e.dropRest()
 	if dropped > 0 {
 		e.drops.Add(WhyClosed, uint64(dropped))
 	}

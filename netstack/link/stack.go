@@ -18,6 +18,26 @@ func (e *Endpoint) SetMTU(mtu uint32) { e.mtu.Store(mtu) }
 // Capabilities: checksums are computed and verified by the stack, always.
 func (e *Endpoint) Capabilities() stack.LinkEndpointCapabilities { return stack.CapabilityNone }
 
+// gsoMaxSize bounds what TCP hands over as one packet; its payload is at most
+// 161 bytes smaller (gVisor's allowance for headers), so that the packet stays
+// below 65,536 bytes and in one chunk of gVisor's.
+const gsoMaxSize = 65535
+
+// SupportedGSO says that Read cuts TCP packets into segments, and completes
+// their checksums.
+func (e *Endpoint) SupportedGSO() stack.SupportedGSO { return stack.HostGSOSupported }
+
+// GSOMaxSize is explained at gsoMaxSize.
+func (e *Endpoint) GSOMaxSize() uint32 { return gsoMaxSize }
+
+// SetChecksums says whether the TCP segments that Read cuts get a checksum: the
+// right one (true, the default) or zero. Without one they are only for a peer
+// that has said that it looks at none, since WireGuard's Poly1305 already
+// authenticates each packet: never for a stock device or a kernel router, whose
+// packets travel on. It may be called while traffic flows. IPv4 headers and
+// UDP keep theirs.
+func (e *Endpoint) SetChecksums(send bool) { e.unsummed.Store(!send) }
+
 // Attach takes the stack's dispatcher; nil when the NIC is removed.
 func (e *Endpoint) Attach(dispatcher stack.NetworkDispatcher) {
 	e.dispatcherMu.Lock()
