@@ -50,6 +50,14 @@ func (c *counts) drop(why string, n int) {
 	}
 }
 
+// sent counts a call that the kernel took messages from.
+func (c *counts) sent(messages, datagrams, bytes int) {
+	c.txMessages.Add(uint64(messages))
+	c.txDatagrams.Add(uint64(datagrams))
+	c.txBytes.Add(uint64(bytes))
+	c.txCalls.Add(1)
+}
+
 // Stats is what a Bind has done since New. Bytes are UDP payload.
 type Stats struct {
 	RxDatagrams, RxBytes, RxCalls uint64 // RxCalls: system calls that returned datagrams

@@ -101,10 +101,7 @@ func (b *Bind) sendChunk(s *socket, bufs [][]byte, e *Endpoint, deadline *time.T
 		}
 		if n > 0 {
 			sent += n
-			b.counts.txDatagrams.Add(uint64(n))
-			b.counts.txBytes.Add(uint64(bytes))
-			b.counts.txMessages.Add(uint64(m.got))
-			b.counts.txCalls.Add(1)
+			b.counts.sent(m.got, n, bytes)
 			if split.err != nil && blames(split.err) {
 				alone = b.refuse(s, e, split.size, split.err)
 				m.group(0, alone)
@@ -128,14 +125,13 @@ func (b *Bind) sendChunk(s *socket, bufs [][]byte, e *Endpoint, deadline *time.T
 			m.clearSource(alone)
 			continue
 		}
-		why := v.why
 		if errors.Is(err, net.ErrClosed) && !s.gen.closed() {
-			why, v.lasting = whyReopening, false // it died under us, and will be back
+			v.why, v.lasting = whyReopening, false // it died under us, and will be back
 		}
 		if failed == nil && v.lasting {
 			failed = err
 		}
-		b.counts.drop(why, m.skip(v.do == dropRest))
+		b.counts.drop(v.why, m.skip(v.do == dropRest))
 	}
 	return sent, failed
 }

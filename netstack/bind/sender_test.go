@@ -317,31 +317,52 @@ func TestRefusalIsBelievedForAWhile(t *testing.T) {
 	}
 }
 
-func TestKernelWithoutSegmentationGetsSingleDatagrams(t *testing.T) {
-	o := open(t, New(Config{}))
-	b := New(Config{})
-	b.listen = func(network string, at netip.AddrPort, o options) (*kernelConn, error) {
-		k, err := listenKernel(network, at, o)
-		if k != nil {
-			k.segments = false
+// TestOldKernels: one side or both know nothing of several datagrams in one
+// message.
+func TestOldKernels(t *testing.T) {
+	old := func(cuts, gathers bool) *Bind {
+		b := New(Config{})
+		b.listen = func(network string, at netip.AddrPort, o options) (*kernelConn, error) {
+			k, err := listenKernel(network, at, o)
+			if err != nil {
+				return nil, err
+			}
+			k.segments, k.gathers = cuts, gathers
+			if !gathers {
+				_ = k.raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_GRO, 0) })
+			}
+			return k, err
 		}
-		return k, err
+		return b
 	}
-	if _, _, err := b.Open(0); err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
-	bufs := sized(repeat(500, 40)...)
-	if err := b.Send(bufs, o.at(t, "127.0.0.1")); err != nil {
-		t.Fatal(err)
-	}
-	for i, want := range bufs {
-		if d := o.next(t); d.data != string(want) {
-			t.Fatalf("datagram %d has %d bytes", i, len(d.data))
-		}
-	}
-	if s := b.Stats(); s.TxMessages != 40 || s.TxRefused != 0 {
-		t.Errorf("%+v", s)
+	bufs := sized(slices.Concat(repeat(500, 100), repeat(100, 3), repeat(500, 30))...)
+	for _, tt := range []struct {
+		name           string
+		cuts, gathers  bool
+		sent, received uint64 // messages of each round
+	}{
+		{"neither cuts nor gathers", false, false, 133, 133},
+		{"does not cut", false, true, 133, 133},
+		{"does not gather", true, false, 5, 133},
+		{"does both", true, true, 5, 5},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			a, o := open(t, old(tt.cuts, true)), open(t, old(true, tt.gathers))
+			for range 3 {
+				if err := a.Send(bufs, o.at(t, "127.0.0.1")); err != nil {
+					t.Fatal(err)
+				}
+				for i, want := range bufs {
+					if d := o.next(t); d.data != string(want) {
+						t.Fatalf("datagram %d has %d bytes", i, len(d.data))
+					}
+				}
+			}
+			tx, rx := a.Stats(), o.Stats()
+			if tx.TxMessages != 3*tt.sent || tx.TxRefused != 0 || rx.RxMessages != 3*tt.received || rx.RxDatagrams != uint64(3*len(bufs)) {
+				t.Errorf("sender %+v, receiver %+v", tx, rx)
+			}
+		})
 	}
 }
 
