@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -17,12 +16,24 @@ import (
 // IPv4, 65,527 over IPv6) with a byte to spare.
 const datagramBuffer = 64 << 10
 
-var datagramBuffers = sync.Pool{New: func() any { return new([datagramBuffer]byte) }}
+// loan is a buffer for one datagram of a conn that lends none of its own.
+type loan [datagramBuffer]byte
+
+var loans = sync.Pool{New: func() any { return new(loan) }}
+
+// DecRef implements netx.Lender.
+func (l *loan) DecRef() { loans.Put(l) }
+
+// batches are empty.
+var batches = sync.Pool{New: func() any { return new(netx.Batch) }}
 
 // Datagrams moves datagrams between a and b, both ways, each as one datagram,
 // until one side closes, fails or answers that nobody listens there
 // (netx.ErrRefused), nothing moved for o.Idle, or ctx is cancelled. It owns a
 // and b from the call on and has closed both when it returns.
+//
+// Several datagrams go in one step where the conns allow it: kernel sockets, and
+// those that are a netx.BatchReader or a netx.BatchWriter.
 //
 // A datagram that the other side cannot take (its Write fails with EMSGSIZE,
 // ENOBUFS or EAGAIN) is dropped and told to o.OnDrop; the flow goes on.
@@ -55,45 +66,114 @@ type carrier struct {
 	src, dst net.Conn
 	from, to Side // the names of src and dst
 
-	raw   syscall.RawConn // src, where it is a kernel socket
-	wait  netx.ReadWaiter // src, where it is one and no kernel socket
-	count *atomic.Uint64  // may be nil
+	read  source           // src
+	write netx.BatchWriter // dst, or what stands for it
+	count *atomic.Uint64   // may be nil
 	drop  func(why string)
 	moved int64
-
-	// What one call of readNow read; made fields so that the call needs no
-	// closure of its own.
-	tryRead func(fd uintptr) bool
-	buf     *[datagramBuffer]byte
-	n       int
-	err     error
 }
 
 func newCarrier(s *session, src, dst net.Conn, from, to Side, count *atomic.Uint64, drop func(string)) *carrier {
 	c := &carrier{s: s, src: src, dst: dst, from: from, to: to, count: count, drop: drop}
-	if u, ok := src.(*net.UDPConn); ok {
-		if raw, err := u.SyscallConn(); err == nil {
-			c.raw, c.tryRead = raw, c.readNow
-			return c
+	if socket := socketOf(src); socket != nil {
+		c.read = socket
+	} else {
+		c.read = newConnSource(src)
+	}
+	if socket := socketOf(dst); socket != nil {
+		c.write = socket
+	} else if c.write, _ = dst.(netx.BatchWriter); c.write == nil {
+		c.write = oneWriter{dst}
+	}
+	return c
+}
+
+// socketOf returns c's Socket, nil where c is no kernel socket, or the system
+// has no such calls.
+func socketOf(c net.Conn) *Socket {
+	u, ok := c.(*net.UDPConn)
+	if !ok {
+		return nil
+	}
+	socket, err := NewSocket(u)
+	if err != nil {
+		return nil
+	}
+	return socket
+}
+
+// source is where a carrier's datagrams come from. next waits for some, holding
+// no memory where it can, and returns them in one of batches.
+type source interface {
+	next() (*netx.Batch, error)
+}
+
+// connSource is a conn that is no kernel socket.
+type connSource struct {
+	wait netx.ReadWaiter // nil: reading waits
+	read netx.BatchReader
+}
+
+func newConnSource(c net.Conn) connSource {
+	var src connSource
+	src.wait, _ = c.(netx.ReadWaiter)
+	if src.read, _ = c.(netx.BatchReader); src.read == nil {
+		src.read = oneReader{c}
+	}
+	return src
+}
+
+func (src connSource) next() (*netx.Batch, error) {
+	if src.wait != nil {
+		if err := src.wait.WaitReadable(); err != nil {
+			return nil, err
 		}
 	}
-	c.wait, _ = src.(netx.ReadWaiter)
-	return c
+	b := batches.Get().(*netx.Batch)
+	if err := src.read.ReadBatch(b); err != nil {
+		batches.Put(b)
+		return nil, err
+	}
+	return b, nil
+}
+
+// oneReader is a conn that returns a datagram a call.
+type oneReader struct{ net.Conn }
+
+func (r oneReader) ReadBatch(b *netx.Batch) error {
+	l := loans.Get().(*loan)
+	n, err := r.Read(l[:])
+	if err != nil {
+		loans.Put(l)
+		return err
+	}
+	b.Add(l[:n], l)
+	return nil
+}
+
+// oneWriter is a conn that takes a datagram a call.
+type oneWriter struct{ net.Conn }
+
+func (w oneWriter) WriteBatch(datagrams [][]byte) (int, error) {
+	for i, d := range datagrams {
+		if _, err := w.Write(d); err != nil {
+			return i, err
+		}
+	}
+	return len(datagrams), nil
 }
 
 // run carries datagrams until the flow is over.
 func (c *carrier) run() {
 	for {
-		buf, n, err := c.read()
+		b, err := c.read.next()
 		if err != nil {
-			if buf != nil {
-				datagramBuffers.Put(buf)
-			}
 			c.stop(c.from, "reading", err)
 			return
 		}
-		err = c.deliver(buf[:n])
-		datagramBuffers.Put(buf)
+		err = c.deliver(b.Datagrams())
+		b.Release()
+		batches.Put(b)
 		if err != nil {
 			c.stop(c.to, "writing", err)
 			return
@@ -101,65 +181,39 @@ func (c *carrier) run() {
 	}
 }
 
-// read waits for a datagram without a buffer where src allows it, and returns
-// it in a buffer from the pool.
-func (c *carrier) read() (*[datagramBuffer]byte, int, error) {
-	if c.raw != nil {
-		c.buf, c.n, c.err = nil, 0, nil
-		err := c.raw.Read(c.tryRead)
-		buf := c.buf
-		c.buf = nil
-		if err == nil && c.err != nil {
-			err = os.NewSyscallError("read", c.err)
-		}
-		return buf, c.n, err
-	}
-	if c.wait != nil {
-		if err := c.wait.WaitReadable(); err != nil {
-			return nil, 0, err
-		}
-	}
-	buf := datagramBuffers.Get().(*[datagramBuffer]byte)
-	n, err := c.src.Read(buf[:])
-	return buf, n, err
-}
-
-func (c *carrier) readNow(fd uintptr) bool {
-	buf := datagramBuffers.Get().(*[datagramBuffer]byte)
-	for {
-		n, err := syscall.Read(int(fd), buf[:])
-		switch {
-		case err == syscall.EINTR:
-			continue
-		case err == syscall.EAGAIN:
-			datagramBuffers.Put(buf)
-			return false
-		}
-		c.buf, c.n, c.err = buf, max(n, 0), err
-		return true
-	}
-}
-
-// deliver writes one datagram to dst. It returns an error only where the flow
-// is over.
-func (c *carrier) deliver(b []byte) error {
+// deliver writes datagrams to dst. It returns an error only where the flow is
+// over.
+func (c *carrier) deliver(datagrams [][]byte) error {
 	c.s.moved()
-	n, err := c.dst.Write(b)
-	switch {
-	case err == nil:
-		c.moved += int64(n)
-		if c.count != nil {
-			c.count.Add(uint64(n))
+	for len(datagrams) > 0 {
+		n, err := c.write.WriteBatch(datagrams)
+		c.delivered(datagrams[:n])
+		datagrams = datagrams[n:]
+		switch {
+		case err == nil:
+			continue
+		case errors.Is(err, syscall.EMSGSIZE):
+			c.dropped(DropTooBig)
+		case errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.EAGAIN):
+			c.dropped(DropNoBuffer)
+		default:
+			return err
 		}
-		return nil
-	case errors.Is(err, syscall.EMSGSIZE):
-		c.dropped(DropTooBig)
-		return nil
-	case errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.EAGAIN):
-		c.dropped(DropNoBuffer)
-		return nil
+		datagrams = datagrams[1:]
 	}
-	return err
+	return nil
+}
+
+// delivered counts datagrams that dst took.
+func (c *carrier) delivered(datagrams [][]byte) {
+	total := 0
+	for _, d := range datagrams {
+		total += len(d)
+	}
+	c.moved += int64(total)
+	if c.count != nil {
+		c.count.Add(uint64(total))
+	}
 }
 
 func (c *carrier) dropped(why string) {
