@@ -11,7 +11,13 @@ import (
 
 // Deliver gives packets that came through the tunnel to the stack. Each is
 // one IP packet, already checked; it is copied, so the caller keeps the
-// slices. Deliver never blocks.
+// slices. Segments of a TCP flow that follow one another are given to the
+// stack as one packet. Deliver never blocks, and keeps nothing back.
+//
+// A packet whose TCP checksum need not be looked at again has
+// RXChecksumValidated set: one that was merged, and each of a peer that is
+// trusted (see SetTrusted). gVisor itself sets that field anew, for the whole
+// NIC, to what the endpoint's Capabilities say.
 func (e *Endpoint) Deliver(packets [][]byte) {
 	e.dispatcherMu.RLock()
 	dispatcher := e.dispatcher
@@ -20,25 +26,34 @@ func (e *Endpoint) Deliver(packets [][]byte) {
 		e.drops.Add(WhyDetached, uint64(len(packets)))
 		return
 	}
-	for _, b := range packets {
-		protocol, ok := networkProtocol(b)
-		if !ok {
-			e.drops.Add(WhyVersion, 1)
-			continue
-		}
-		pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b)})
-		if !isICMPError(protocol, b) {
-			dispatcher.DeliverNetworkPacket(protocol, pkt)
-			pkt.DecRef()
-			continue
-		}
-		if !e.cfg.Deferrer.try(func() {
-			dispatcher.DeliverNetworkPacket(protocol, pkt)
-			pkt.DecRef()
-		}) {
-			pkt.DecRef()
-			e.drops.Add(WhyErrorQueue, 1)
-		}
+	for len(packets) > 0 {
+		n := min(len(packets), maxBatch)
+		m := merger{e: e, to: dispatcher, trusted: e.trusted.Load(), packets: packets[:n]}
+		m.deliver()
+		packets = packets[n:]
+	}
+}
+
+// deliverOne gives the stack a packet as it came.
+func (e *Endpoint) deliverOne(to stack.NetworkDispatcher, protocol tcpip.NetworkProtocolNumber, b []byte, validated bool) {
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b)})
+	pkt.RXChecksumValidated = validated
+	if isICMPError(protocol, b) {
+		e.deferPacket(to, protocol, pkt)
+		return
+	}
+	to.DeliverNetworkPacket(protocol, pkt)
+	pkt.DecRef()
+}
+
+// deferPacket has the Deferrer give an ICMP error to the stack.
+func (e *Endpoint) deferPacket(to stack.NetworkDispatcher, protocol tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) {
+	if !e.cfg.Deferrer.try(func() {
+		to.DeliverNetworkPacket(protocol, pkt)
+		pkt.DecRef()
+	}) {
+		pkt.DecRef()
+		e.drops.Add(WhyErrorQueue, 1)
 	}
 }
 

@@ -2,7 +2,8 @@
 // network's stack and the tunnel. Outgoing packets wait in a bounded queue
 // until the tunnel reads them, many a call, straight into WireGuard's buffers;
 // incoming packets are copied once into gVisor's own. TCP leaves the stack in
-// packets of up to 64 KiB (gVisor's host GSO), and Read cuts them into segments.
+// packets of up to 64 KiB (gVisor's host GSO), and Read cuts them into
+// segments; Deliver puts such segments together again.
 //
 // Two rules keep the tunnel from deadlock (the stack's locks are held while
 // it writes, and the tunnel's while it delivers):
@@ -80,6 +81,7 @@ type Endpoint struct {
 	dispatcher   stack.NetworkDispatcher
 
 	unsummed atomic.Bool // see SetChecksums
+	trusted  atomic.Bool // see SetTrusted
 
 	// readMu is held for the whole of Read, and by who takes from the reader
 	// what it has not read to the end. It is locked before mu, never after.

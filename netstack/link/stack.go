@@ -38,6 +38,14 @@ func (e *Endpoint) GSOMaxSize() uint32 { return gsoMaxSize }
 // UDP keep theirs.
 func (e *Endpoint) SetChecksums(send bool) { e.unsummed.Store(!send) }
 
+// SetTrusted says whether the TCP checksums of packets that come are left
+// unread (true), since WireGuard has authenticated the peer and the peer made
+// the packets itself; it may then send none, see SetChecksums. The default is
+// false. What stands between the endpoint and gVisor must heed
+// RXChecksumValidated then, see Deliver: a stack that verifies all the same
+// drops what a trusted peer sends. It may be called while traffic flows.
+func (e *Endpoint) SetTrusted(trusted bool) { e.trusted.Store(trusted) }
+
 // Attach takes the stack's dispatcher; nil when the NIC is removed.
 func (e *Endpoint) Attach(dispatcher stack.NetworkDispatcher) {
 	e.dispatcherMu.Lock()
