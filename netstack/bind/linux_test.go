@@ -329,7 +329,7 @@ func TestPathMTUDiscoveryIsOff(t *testing.T) {
 		b := openHere(t, Config{})
 		defer b.Close()
 		e, _ := parseEndpoint("192.0.2.2:9")
-		if err := b.Send([][]byte{make([]byte, 5000)}, e); err != nil || len(drops(b)) != 0 {
+		if err := b.Send([][]byte{make([]byte, largestCommon)}, e); err != nil || len(drops(b)) != 0 {
 			t.Errorf("%v, dropped %v", err, drops(b))
 		}
 	})

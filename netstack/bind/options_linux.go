@@ -56,7 +56,7 @@ func (o options) set(fd int, network string) error {
 	}
 	// PMTU discovery is off: a router may fragment what we send, and no forged
 	// ICMP can make datagrams vanish with EMSGSIZE. The tunnel probes for
-	// itself.
+	// itself. See sendNow for what is larger than 1500 bytes.
 	type option struct {
 		name              string
 		level, opt, value int

@@ -1,6 +1,7 @@
 package bind
 
 import (
+	"sync"
 	"syscall"
 	"unsafe"
 
@@ -23,6 +24,10 @@ type sender struct {
 
 	to     *Endpoint
 	source bool // send from to's own address
+	large  bool // some of it is larger than what the internet carries
+
+	// fragments is that of the socket which sends. It belongs to try.
+	fragments *sync.RWMutex
 
 	// send is sendmmsg; tests put failures in its place.
 	send func(fd uintptr, messages []unix.Mmsghdr) (int, syscall.Errno)
@@ -35,12 +40,39 @@ type sender struct {
 
 func newSender() *sender {
 	m := &sender{send: sendmmsg}
-	m.callback = func(fd uintptr) { m.got, m.errno = m.send(fd, m.headers[m.next:m.count]) }
+	m.callback = m.sendNow
 	m.waiting = func(fd uintptr) bool {
 		m.callback(fd)
 		return m.errno != unix.EAGAIN
 	}
 	return m
+}
+
+// largestCommon is the largest datagram that fits a path of 1500 bytes.
+const largestCommon = 1500 - 20 - 8
+
+// sendNow sends without waiting. What is larger than the internet carries must
+// arrive whole or not at all, or a probe of the path would prove nothing and
+// jumbo frames go in pieces; the socket's option says so, for all who send at
+// the time.
+func (m *sender) sendNow(fd uintptr) {
+	if !m.large {
+		m.fragments.RLock()
+		defer m.fragments.RUnlock()
+		m.got, m.errno = m.send(fd, m.headers[m.next:m.count])
+		return
+	}
+	level, option := unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER
+	whole, pieces := unix.IPV6_PMTUDISC_PROBE, unix.IPV6_PMTUDISC_DONT
+	if m.to.dst.Addr().Is4() {
+		level, option = unix.IPPROTO_IP, unix.IP_MTU_DISCOVER
+		whole, pieces = unix.IP_PMTUDISC_PROBE, unix.IP_PMTUDISC_DONT
+	}
+	m.fragments.Lock()
+	defer m.fragments.Unlock()
+	_ = unix.SetsockoptInt(int(fd), level, option, whole)
+	m.got, m.errno = m.send(fd, m.headers[m.next:m.count])
+	_ = unix.SetsockoptInt(int(fd), level, option, pieces)
 }
 
 func sendmmsg(fd uintptr, messages []unix.Mmsghdr) (int, syscall.Errno) {
@@ -52,9 +84,11 @@ func sendmmsg(fd uintptr, messages []unix.Mmsghdr) (int, syscall.Errno) {
 // fill takes bufs, at most maxBatch, for e. Datagrams of alone bytes and more
 // are messages of their own.
 func (m *sender) fill(bufs [][]byte, e *Endpoint, alone int) {
+	m.large = false
 	for i, buf := range bufs {
 		m.vectors[i].Base = unsafe.SliceData(buf)
 		m.vectors[i].SetLen(len(buf))
+		m.large = m.large || len(buf) > largestCommon
 	}
 	m.bufs, m.at, m.to = len(bufs), 0, e
 	m.source = e.wire.controlLen > 0 && !e.cleared.Load()
@@ -124,7 +158,7 @@ func run(vectors []unix.Iovec) int {
 func (m *sender) release() {
 	clear(m.headers[:m.used])
 	clear(m.vectors[:m.bufs])
-	m.bufs, m.at, m.count, m.next, m.used, m.to = 0, 0, 0, 0, 0, nil
+	m.bufs, m.at, m.count, m.next, m.used, m.to, m.fragments = 0, 0, 0, 0, 0, nil, nil
 }
 
 // left is how many datagrams are neither sent nor dropped.
@@ -162,6 +196,7 @@ func (m *sender) clearSource(alone int) {
 // that senders on several goroutines need not queue for Go's write lock, and no
 // deadline of a waiting one concerns them.
 func (m *sender) try(k *kernelConn) (n, bytes int, err error) {
+	m.fragments = &k.fragments
 	if err := k.raw.Control(m.callback); err != nil {
 		return 0, 0, err
 	}
@@ -170,6 +205,7 @@ func (m *sender) try(k *kernelConn) (n, bytes int, err error) {
 
 // tryWaiting is try that waits for room until k's write deadline.
 func (m *sender) tryWaiting(k *kernelConn) (n, bytes int, err error) {
+	m.fragments = &k.fragments
 	if err := k.raw.Write(m.waiting); err != nil {
 		return 0, 0, err
 	}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -43,6 +44,8 @@ type socket struct {
 type kernelConn struct {
 	*net.UDPConn
 	raw syscall.RawConn
+
+	fragments sync.RWMutex // held for writing while what is sent may not be fragmented
 
 	segments bool // it sends several datagrams in one message
 	gathers  bool // it hands over several datagrams in one message
