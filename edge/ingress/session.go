@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/warrenmesh/warren/netstack/netx"
 )
 
 const (
@@ -24,7 +26,19 @@ const (
 	keptQueue = 8
 )
 
-var smallBuffers = sync.Pool{New: func() any { return new([smallDatagram]byte) }}
+// smallBuffer is what a small datagram lies in.
+type smallBuffer [smallDatagram]byte
+
+var smallBuffers = sync.Pool{New: func() any { return new(smallBuffer) }}
+
+// DecRef implements netx.Lender.
+func (b *smallBuffer) DecRef() { smallBuffers.Put(b) }
+
+var (
+	_ netx.ReadWaiter  = (*session)(nil)
+	_ netx.BatchReader = (*session)(nil)
+	_ netx.BatchWriter = (*session)(nil)
+)
 
 // session is one client's datagrams at one listener: a datagram conn. It
 // holds what has arrived and was not read, and nothing else.
@@ -50,8 +64,8 @@ type session struct {
 // datagram is one that waits to be read.
 type datagram struct {
 	data   []byte
-	pooled *[smallDatagram]byte // what data lies in, where it came from the pool
-	cost   int                  // what it counts against the bounds
+	pooled *smallBuffer // what data lies in, where it came from the pool
+	cost   int          // what it counts against the bounds
 }
 
 func newSession(l *udpListener, k sessionKey, local netip.AddrPort, reply []byte) *session {
@@ -60,13 +74,14 @@ func newSession(l *udpListener, k sessionKey, local netip.AddrPort, reply []byte
 	return se
 }
 
-// put queues a copy of b, or drops it and says why. open is false where the
-// session is closed.
-func (se *session) put(b []byte) (why string, open bool) {
+// put queues a copy of b, or drops it and says why. first says that it is the
+// only one in the queue, so that somebody may wait for it: the caller wakes
+// them. open is false where the session is closed.
+func (se *session) put(b []byte) (why string, first, open bool) {
 	se.mu.Lock()
 	defer se.mu.Unlock()
 	if se.closed {
-		return "", false
+		return "", false, false
 	}
 	d := datagram{cost: len(b) + datagramOverhead}
 	most := int64(maxQueued)
@@ -81,14 +96,14 @@ func (se *session) put(b []byte) (why string, open bool) {
 		most /= 2
 	}
 	if se.held+d.cost > sessionQueue {
-		return DropSessionFull, true
+		return DropSessionFull, false, true
 	}
 	if se.l.s.queued.Add(int64(d.cost)) > most {
 		se.l.s.queued.Add(-int64(d.cost))
-		return DropQueueFull, true
+		return DropQueueFull, false, true
 	}
 	if small {
-		d.pooled = smallBuffers.Get().(*[smallDatagram]byte)
+		d.pooled = smallBuffers.Get().(*smallBuffer)
 		d.data = d.pooled[:copy(d.pooled[:], b)]
 	} else {
 		d.data = append(make([]byte, 0, len(b)), b...)
@@ -102,17 +117,30 @@ func (se *session) put(b []byte) (why string, open bool) {
 	}
 	se.queue = append(se.queue, d)
 	se.held += d.cost
-	se.changed.Broadcast()
-	return "", true
+	return "", len(se.queue)-se.head == 1, true
 }
 
-// doneLocked gives back what a datagram counted for.
-func (se *session) doneLocked(d datagram) {
-	if d.pooled != nil {
-		smallBuffers.Put(d.pooled)
+// popLocked takes the oldest datagram out of the queue, and what it counted
+// for out of the bounds. Its memory is the caller's.
+func (se *session) popLocked() datagram {
+	d := se.queue[se.head]
+	se.queue[se.head] = datagram{}
+	if se.head++; se.head == len(se.queue) {
+		se.queue, se.head = se.queue[:0], 0
+		if cap(se.queue) > keptQueue {
+			se.queue = nil
+		}
 	}
 	se.held -= d.cost
 	se.l.s.queued.Add(-int64(d.cost))
+	return d
+}
+
+// release gives a datagram's memory back.
+func (d *datagram) release() {
+	if d.pooled != nil {
+		smallBuffers.Put(d.pooled)
+	}
 }
 
 // Read returns one datagram; what does not fit b is lost.
@@ -123,17 +151,29 @@ func (se *session) Read(b []byte) (int, error) {
 	if err := se.waitLocked(); err != nil {
 		return 0, se.named("read", err)
 	}
-	d := se.queue[se.head]
+	d := se.popLocked()
 	n := copy(b, d.data)
-	se.queue[se.head] = datagram{}
-	if se.head++; se.head == len(se.queue) {
-		se.queue, se.head = se.queue[:0], 0
-		if cap(se.queue) > keptQueue {
-			se.queue = nil
-		}
-	}
-	se.doneLocked(d)
+	d.release()
 	return n, nil
+}
+
+// ReadBatch implements netx.BatchReader.
+func (se *session) ReadBatch(b *netx.Batch) error {
+	se.live.Store(true)
+	se.mu.Lock()
+	defer se.mu.Unlock()
+	if err := se.waitLocked(); err != nil {
+		return se.named("read", err)
+	}
+	for b.Room() > 0 && se.head < len(se.queue) {
+		d := se.popLocked()
+		if d.pooled == nil {
+			b.Add(d.data, nil)
+			continue
+		}
+		b.Add(d.data, d.pooled)
+	}
+	return nil
 }
 
 // WaitReadable returns nil once a datagram waits.
@@ -164,14 +204,21 @@ func (se *session) waitLocked() error {
 // Write sends b to the client as one datagram, from the address that it spoke
 // to.
 func (se *session) Write(b []byte) (int, error) {
+	if _, err := se.WriteBatch([][]byte{b}); err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}
+
+// WriteBatch implements netx.BatchWriter.
+func (se *session) WriteBatch(datagrams [][]byte) (int, error) {
 	se.mu.Lock()
 	closed := se.closed
 	se.mu.Unlock()
 	if closed {
 		return 0, se.named("write", net.ErrClosed)
 	}
-	n, _, err := se.l.pc.WriteMsgUDPAddrPort(b, se.reply, se.key.client)
-	return n, err
+	return se.l.send(datagrams, se.reply, se.key.client)
 }
 
 // Close ends the session: the client's next datagram begins another. Calls
@@ -183,8 +230,9 @@ func (se *session) Close() error {
 		return nil
 	}
 	se.closed = true
-	for _, d := range se.queue[se.head:] {
-		se.doneLocked(d)
+	for se.head < len(se.queue) {
+		d := se.popLocked()
+		d.release()
 	}
 	se.queue, se.head = nil, 0
 	if se.wake != nil {

@@ -6,6 +6,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/warrenmesh/warren/netstack/netx"
+	"github.com/warrenmesh/warren/netstack/relay"
 )
 
 const (
@@ -31,7 +34,8 @@ type udpListener struct {
 	s    *Server
 	key  key
 	pc   udpSocket
-	info *packetInfo // nil: the socket has one address, datagrams need not say
+	many *relay.Socket // pc, where the kernel moves many datagrams a call; else nil
+	info *packetInfo   // nil: the socket has one address, datagrams need not say
 	spec atomic.Pointer[Spec]
 	stop chan struct{} // closed with the socket: ends a back-off
 
@@ -58,6 +62,7 @@ func newUDPListener(s *Server, k key, pc net.PacketConn, spec Spec) (*udpListene
 	}
 	l := &udpListener{s: s, key: k, pc: socket, stop: make(chan struct{}), sessions: map[sessionKey]*session{}, census: newCensus()}
 	if u, ok := pc.(*net.UDPConn); ok {
+		l.many, _ = relay.NewSocket(u)
 		_ = u.SetReadBuffer(socketBuffer)
 		_ = u.SetWriteBuffer(socketBuffer)
 		if k.addr.Addr().IsUnspecified() {
@@ -152,17 +157,15 @@ func (l *udpListener) finish(closing bool) {
 
 // receive hands datagrams to their sessions until the socket is closed.
 func (l *udpListener) receive() {
-	buf := make([]byte, receiveBuffer)
-	var oob []byte
-	if l.info != nil {
-		oob = make([]byte, packetInfoSpace)
+	take := l.takeOne()
+	if l.many != nil {
+		take = l.takeMany()
 	}
 	wait := time.Duration(0)
 	for {
-		n, oobn, _, client, err := l.pc.ReadMsgUDPAddrPort(buf, oob)
+		err := take()
 		if err == nil {
 			wait = 0
-			l.dispatch(buf[:n], oob[:oobn], unmapped(client))
 			continue
 		}
 		if isClosed(err) {
@@ -180,8 +183,59 @@ func (l *udpListener) receive() {
 	}
 }
 
-// dispatch delivers one datagram to its session, or begins one.
+// takeOne returns the function that receives a datagram and delivers it.
+func (l *udpListener) takeOne() func() error {
+	buf := make([]byte, receiveBuffer)
+	var oob []byte
+	if l.info != nil {
+		oob = make([]byte, packetInfoSpace)
+	}
+	return func() error {
+		n, oobn, _, client, err := l.pc.ReadMsgUDPAddrPort(buf, oob)
+		if err != nil {
+			return err
+		}
+		l.dispatch(buf[:n], oob[:oobn], unmapped(client))
+		return nil
+	}
+}
+
+// takeMany returns the function that receives what there is and delivers it.
+// Those who read the sessions are woken behind that, so that each finds all
+// that came for it.
+func (l *udpListener) takeMany() func() error {
+	var r relay.Received
+	var waiting [netx.BatchSize]*session
+	return func() error {
+		if err := l.many.Receive(&r); err != nil {
+			return err
+		}
+		n := 0
+		for i, d := range r.Datagrams() {
+			if se := l.deliver(d, r.Control(i), unmapped(r.From(i))); se != nil {
+				waiting[n] = se
+				n++
+			}
+		}
+		r.Release()
+		for _, se := range waiting[:n] {
+			se.changed.Broadcast()
+		}
+		clear(waiting[:n])
+		return nil
+	}
+}
+
+// dispatch delivers one datagram, and wakes who waits for it.
 func (l *udpListener) dispatch(b, oob []byte, client netip.AddrPort) {
+	if se := l.deliver(b, oob, client); se != nil {
+		se.changed.Broadcast()
+	}
+}
+
+// deliver puts one datagram into its session, or begins one. It returns the
+// session where somebody may wait for this one: the caller wakes them.
+func (l *udpListener) deliver(b, oob []byte, client netip.AddrPort) *session {
 	k := sessionKey{client: client}
 	if l.info != nil {
 		k.local = l.info.destination(oob)
@@ -191,32 +245,49 @@ func (l *udpListener) dispatch(b, oob []byte, client netip.AddrPort) {
 		se := l.sessions[k]
 		if se != nil {
 			l.mu.Unlock()
-			why, open := se.put(b)
-			if open {
-				l.count(why)
-				return
+			why, first, open := se.put(b)
+			if !open {
+				l.remove(se) // it closed just now: the datagram begins another
+				continue
 			}
-			l.remove(se) // it closed just now: the datagram begins another
-			continue
+			l.count(why)
+			if first {
+				return se
+			}
+			return nil
 		}
 		se, why := l.beginLocked(k)
 		if why != "" {
 			l.mu.Unlock()
 			l.count(why)
-			return
+			return nil
 		}
 		// Under mu, so that the end of the server waits for this flow too.
 		l.s.flows.Add(1)
 		l.mu.Unlock()
-		why, _ = se.put(b)
+		why, _, _ = se.put(b)
 		l.count(why)
 		a := Accepted{Conn: se, Client: client, Local: se.local, Spec: l.current(), At: time.Now()}
 		go func() {
 			defer l.s.flows.Done()
 			l.s.run(a)
 		}()
-		return
+		return nil
 	}
+}
+
+// send sends datagrams to a client, each as one, with the control message
+// reply. It answers as netx.BatchWriter says.
+func (l *udpListener) send(datagrams [][]byte, reply []byte, client netip.AddrPort) (int, error) {
+	if l.many != nil {
+		return l.many.SendTo(datagrams, client, reply)
+	}
+	for i, d := range datagrams {
+		if _, _, err := l.pc.WriteMsgUDPAddrPort(d, reply, client); err != nil {
+			return i, err
+		}
+	}
+	return len(datagrams), nil
 }
 
 func (l *udpListener) count(why string) {
