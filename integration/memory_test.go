@@ -20,8 +20,8 @@ import (
 const (
 	idleFlowLimit = 12 << 10
 	fewFlowsLimit = 15 << 10 // where few flows share what the burst of their beginning leaves: holes in the heap, buffers
-	networkLimit  = 120 << 10
-	syncedLimit   = 160 << 10 // of a network whose connector holds a sync: a TCP connection and an HTTP request more
+	networkLimit  = 72 << 10 // at rest: it has no stack
+	syncedLimit   = 84 << 10 // of a network whose connector holds a sync: a TCP connection and an HTTP request more
 )
 
 // TestMemoryOfIdleFlows opens thousands of connections, moves 64 KB each way
@@ -188,7 +188,7 @@ func weighNetworks(t *testing.T, networks int, kind string, limit int64) {
 	waitFor(t, 3*time.Second)
 	after := edged.settled(t)
 	each := (after.inUse() - before.inUse()) / int64(networks)
-	t.Logf("%d bytes a network in heap and stacks (from %.1f to %.1f MiB), %d bytes of RSS, %.1f goroutines", each,
+	t.Logf("%d bytes a network in heap and stacks (%d and %d; from %.1f to %.1f MiB), %d bytes of RSS, %.1f goroutines", each, (after.heap-before.heap)/int64(networks), (after.stack-before.stack)/int64(networks),
 		float64(before.inUse())/(1<<20), float64(after.inUse())/(1<<20), (after.rss-before.rss)/int64(networks),
 		float64(after.goroutines-before.goroutines)/float64(networks))
 	if each > limit {

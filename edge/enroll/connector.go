@@ -80,8 +80,9 @@ type connector struct {
 // wakeLocked lets the held sync, if there is one, look again.
 func (c *connector) wakeLocked() {
 	if c.hold != nil {
-		close(c.hold.wake)
+		wake := c.hold.wake
 		c.hold = nil
+		wake()
 	}
 }
 

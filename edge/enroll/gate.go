@@ -39,6 +39,19 @@ type conn struct {
 	gate     *gate
 	peer     netip.Addr
 	answered atomic.Bool // with a success
+	early    []byte      // what was read of the next request already; of the conn's reader
+}
+
+// Read implements net.Conn.
+func (c *conn) Read(b []byte) (int, error) {
+	if len(c.early) > 0 {
+		n := copy(b, c.early)
+		if c.early = c.early[n:]; len(c.early) == 0 {
+			c.early = nil
+		}
+		return n, nil
+	}
+	return c.Conn.Read(b)
 }
 
 // Accept implements net.Listener.

@@ -37,8 +37,15 @@ func (r *Registry) serveSync(ctx context.Context, key wgtypes.Key, decode func(a
 	if refusal := decode(&req); refusal != nil {
 		return nil, refusal
 	}
-	answer, refusal := r.sync(ctx, key, req)
-	return answer, refusal
+	at, ok := placeOf(ctx)
+	if !ok {
+		answer, refusal := r.sync(ctx, key, req)
+		return answer, refusal
+	}
+	if refusal := r.arrive(key, req); refusal != nil {
+		return nil, refusal
+	}
+	return r.syncParked(at, key, req)
 }
 
 func (r *Registry) serveKey(_ context.Context, key wgtypes.Key, decode func(any) *wire.Refusal) (any, *wire.Refusal) {
@@ -53,6 +60,7 @@ func (r *Registry) serveKey(_ context.Context, key wgtypes.Key, decode func(any)
 type handler struct {
 	registry *Registry
 	port     port
+	lot      *lot // nil: nothing is parked
 	stopping context.Context
 }
 
@@ -61,15 +69,21 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	// From here on, so that a body which nobody wants cannot dawdle either.
 	// The server lifts it once it has all of the body.
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyWithin))
-	answer, refusal := h.answer(w, req)
-	status := http.StatusOK
-	if refusal != nil {
-		answer, status = refusal, statusOf(refusal.Code)
+	if c := parkable(w, req); c != nil && h.lot != nil {
+		req = req.WithContext(context.WithValue(req.Context(), parkKey{}, place{h.lot, c}))
 	}
-	body, err := json.Marshal(answer)
+	answer, refusal := h.answer(w, req)
+	if p, ok := answer.(parking); ok {
+		err := p.park(w)
+		if err == nil {
+			return
+		}
+		h.registry.log.Error(err.Error())
+		refusal = wire.Refuse(wire.CodeUnavailable, "this edge cannot hold a sync now: call again")
+	}
+	status, body, err := encode(answer, refusal)
 	if err != nil {
 		h.registry.log.Error("answering a connector: " + err.Error())
-		status, body = http.StatusInternalServerError, nil
 	}
 	if h.stopping.Err() != nil {
 		w.Header().Set("Connection", "close")
@@ -82,6 +96,19 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		c.answered.Store(true)
 	}
 	_, _ = w.Write(body) // who does not hear it asks again
+}
+
+// encode is the status and the body of an answer, or of a refusal where there
+// is one.
+func encode(answer any, refusal *wire.Refusal) (status int, body []byte, err error) {
+	status = http.StatusOK
+	if refusal != nil {
+		answer, status = refusal, statusOf(refusal.Code)
+	}
+	if body, err = json.Marshal(answer); err != nil {
+		return http.StatusInternalServerError, nil, err
+	}
+	return status, body, nil
 }
 
 // answer finds out who asks for what, and asks the registry.

@@ -15,8 +15,6 @@ import (
 )
 
 // Bounds of the servers: what an authenticated peer that means harm can cost.
-// A sync that is held was measured at 26 KB over loopback TCP: net/http's
-// buffers are 10 KB of that, its two stacks as much.
 const (
 	headerWithin  = 5 * time.Second
 	bodyWithin    = 10 * time.Second
@@ -90,8 +88,9 @@ func (r *Registry) serve(ctx context.Context, p port, ln net.Listener) error {
 	g := &gate{Listener: ln, port: p, metrics: &r.metrics, peers: make(map[netip.Addr]*caller)}
 	// Requests end with ctx, but not at once with it: they say why.
 	requests, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	lot := newLot(r, p)
 	server := &http.Server{
-		Handler:           &handler{registry: r, port: p, stopping: ctx},
+		Handler:           &handler{registry: r, port: p, lot: lot, stopping: ctx},
 		ReadHeaderTimeout: headerWithin,
 		IdleTimeout:       p.idle,
 		MaxHeaderBytes:    maxHeader,
@@ -107,15 +106,18 @@ func (r *Registry) serve(ctx context.Context, p port, ln net.Listener) error {
 			}
 		},
 	}
-	served := make(chan error, 1)
+	served, again := make(chan error, 1), make(chan error, 1)
 	go func() { served <- server.Serve(g) }()
+	go func() { again <- server.Serve(lot) }()
 	var err error
 	select {
 	case err = <-served:
 		err = fmt.Errorf("serving %s: %w", p.name, err)
 	case <-ctx.Done():
 	}
-	stop(wire.Refuse(wire.CodeUnavailable, "this edge is stopping: call again"))
+	goodbye := wire.Refuse(wire.CodeUnavailable, "this edge is stopping: call again")
+	stop(goodbye)
+	lot.stop(goodbye)
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWithin)
 	defer cancel()
 	if server.Shutdown(grace) != nil {
@@ -124,7 +126,11 @@ func (r *Registry) serve(ctx context.Context, p port, ln net.Listener) error {
 	if err == nil {
 		<-served
 	}
+	<-again
 	open.Wait()
+	stopCut := context.AfterFunc(grace, lot.cut)
+	lot.all.Wait()
+	stopCut()
 	return err
 }
 

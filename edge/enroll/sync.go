@@ -12,39 +12,44 @@ import (
 
 // hold is a sync that waits for news of its connector.
 type hold struct {
-	wake       chan struct{} // closed when there is something to look at
-	superseded bool          // by a newer sync of the connector; guarded by Registry.mu
+	wake       func() // called once, with Registry.mu held, when there is something to look at
+	superseded bool   // by a newer sync of the connector; guarded by Registry.mu
 }
 
 // sync answers a connector's long poll: at once if it does not have the grant
 // of now, else when that changes, or after wire.HoldSync. It ends with ctx,
 // whose cause is a *wire.Refusal where there is somebody left to be told.
 func (r *Registry) sync(ctx context.Context, key wgtypes.Key, req wire.SyncRequest) (wire.SyncAnswer, *wire.Refusal) {
-	if refusal := r.welcome(key); refusal != nil {
-		return wire.SyncAnswer{}, refusal
-	}
-	if refusal := r.note(key, req.Report); refusal != nil {
+	if refusal := r.arrive(key, req); refusal != nil {
 		return wire.SyncAnswer{}, refusal
 	}
 	timer := time.NewTimer(wire.HoldSync)
 	defer timer.Stop()
 	overdue := false
+	woken := make(chan struct{}, 1)
+	wake := func() {
+		select {
+		case woken <- struct{}{}:
+		default:
+		}
+	}
 	var mine *hold
 	for {
-		answer, next, refusal := r.look(key, mine, req.Revision, overdue)
+		answer, next, refusal := r.look(key, mine, wake, req.Revision, overdue)
 		if refusal != nil || next == nil {
 			return answer, refusal
 		}
 		mine = next
 		r.metrics.held.Add(1)
 		select {
-		case <-mine.wake:
+		case <-woken:
 		case <-timer.C:
 			overdue = true
 		case <-ctx.Done():
 		}
 		r.metrics.held.Add(-1)
 		if ctx.Err() != nil {
+			r.giveUp(key, mine)
 			return wire.SyncAnswer{}, refusalOf(ctx)
 		}
 	}
@@ -56,6 +61,14 @@ func refusalOf(ctx context.Context) *wire.Refusal {
 		return refusal
 	}
 	return wire.Refuse(wire.CodeUnavailable, "the request was given up")
+}
+
+// arrive takes in what a sync says.
+func (r *Registry) arrive(key wgtypes.Key, req wire.SyncRequest) *wire.Refusal {
+	if refusal := r.welcome(key); refusal != nil {
+		return refusal
+	}
+	return r.note(key, req.Report)
 }
 
 // welcome takes the first call of a key: it confirms a registration, or ends a
@@ -106,8 +119,9 @@ func (r *Registry) note(key wgtypes.Key, report wire.Report) *wire.Refusal {
 }
 
 // look answers a sync that is due for an answer; else it gives the hold to wait
-// for. mine is the hold that the sync has waited for, nil at first.
-func (r *Registry) look(key wgtypes.Key, mine *hold, revision uint64, overdue bool) (wire.SyncAnswer, *hold, *wire.Refusal) {
+// for, which calls wake. mine is the hold that the sync has waited for, nil at
+// first.
+func (r *Registry) look(key wgtypes.Key, mine *hold, wake func(), revision uint64, overdue bool) (wire.SyncAnswer, *hold, *wire.Refusal) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c := r.byKey[key]
@@ -127,8 +141,19 @@ func (r *Registry) look(key wgtypes.Key, mine *hold, revision uint64, overdue bo
 	if c.hold != nil && c.hold != mine { // it came between note and here
 		return wire.SyncAnswer{}, nil, wire.Refuse(wire.CodeBusy, "a newer sync of the same key took the place of this one")
 	}
-	c.hold = &hold{wake: make(chan struct{})}
+	if c.hold == nil {
+		c.hold = &hold{wake: wake}
+	}
 	return wire.SyncAnswer{}, c.hold, nil
+}
+
+// giveUp forgets a hold that nobody waits for any more.
+func (r *Registry) giveUp(key wgtypes.Key, mine *hold) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c := r.byKey[key]; c != nil && c.hold == mine {
+		c.hold = nil
+	}
 }
 
 // stranger is what a caller is told whose key is no connector's.
