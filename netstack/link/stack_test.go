@@ -226,7 +226,11 @@ func TestEchoes(t *testing.T) {
 			p := newPair(t, tc.v6)
 			tc.set(p)
 			p.start()
-			exchange(t, p, tc.v6, tc.size)
+			size := tc.size
+			if raceEnabled {
+				size /= 16
+			}
+			exchange(t, p, tc.v6, size)
 			for _, e := range p.ends {
 				e.Drops(func(why string, n uint64) { t.Errorf("%d dropped: %s", n, why) })
 			}
