@@ -39,8 +39,12 @@ const (
 	// spend 2.96, 2.77 and 2.77 µs of processor a packet at batches of 32, 64
 	// and 128 (3.5 with upstream's Bind), while the device's buffers take 2, 4
 	// and 8 MB of heap. 64 holds a whole message.
-	DefaultBatch    = 64
-	maxBatch        = conn.IdealBatchSize
+	DefaultBatch = 64
+	maxBatch     = conn.IdealBatchSize
+	// defaultBuffer: in bulk between namespaces, 1 to 128 streams, two cores for
+	// everything, no socket dropped anything at 4 MiB; a larger one would only
+	// let delay grow. It holds some 3,600 single datagrams of Ethernet's size
+	// and 5,000 in messages: 30 ms at 1.5 Gbit/s.
 	defaultBuffer   = 4 << 20
 	defaultSendWait = 100 * time.Millisecond
 )

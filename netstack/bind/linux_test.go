@@ -3,7 +3,6 @@
 package bind
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -15,7 +14,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
@@ -335,6 +333,49 @@ func TestPathMTUDiscoveryIsOff(t *testing.T) {
 	})
 }
 
+// TestMachineWithIPv6Disabled by sysctl still makes IPv6 sockets.
+func TestMachineWithIPv6Disabled(t *testing.T) {
+	inNamespace(t, func(func(...string)) {
+		for _, of := range []string{"all", "default", "lo"} {
+			name := "/proc/sys/net/ipv6/conf/" + of + "/disable_ipv6"
+			if err := os.WriteFile(name, []byte("1"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("writing %s: %v", name, err)
+			}
+		}
+		b := New(Config{})
+		fns, port, err := b.Open(0)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer b.Close()
+		e, _ := parseEndpoint(fmt.Sprintf("127.0.0.1:%d", port))
+		rig := newScatterRig(4, 1<<16-1)
+		for range 2 { // to its parsed endpoint, then to the one it came from
+			if err := b.Send([][]byte{[]byte("to"), []byte("my"), []byte("self")}, e); err != nil {
+				t.Error(err)
+				return
+			}
+			for got := ""; got != "tomyself"; {
+				n, err := fns[0](rig.bufs, rig.sizes, rig.eps)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for i := range n {
+					got += string(rig.bufs[i][:rig.sizes[i]])
+					if rig.eps[i] != nil {
+						e = rig.eps[i].(*Endpoint)
+					}
+				}
+			}
+		}
+		if e.SrcToString() != "127.0.0.1" || e.DstToString() != fmt.Sprintf("127.0.0.1:%d", port) {
+			t.Errorf("endpoint %v from %v", e.DstToString(), e.SrcToString())
+		}
+	})
+}
+
 func TestMarkOutlivesTheSocket(t *testing.T) {
 	if os.Geteuid() != 0 {
 		lacking(t, "root")
@@ -379,41 +420,5 @@ func TestBuffersAreForcedWhereAllowed(t *testing.T) {
 	defer small.Close()
 	if receive, send = small.Buffers(); receive != 64<<10 || send != 32<<10 {
 		t.Errorf("small buffers are %d and %d", receive, send)
-	}
-}
-
-func FuzzReadControl(f *testing.F) {
-	for _, src := range []string{"192.0.2.1", "2001:db8::1", "fe80::1"} {
-		var w wire
-		w.set(netip.MustParseAddrPort("192.0.2.9:9"), netip.MustParseAddr(src), 3)
-		f.Add(w.control.bytes()[:w.controlLen])
-		f.Add(w.control.bytes())
-		f.Add(w.control.bytes()[:w.controlLen-9])
-	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		var c control // aligned, as the kernel's are
-		n := copy(c.bytes(), b)
-		var o origin
-		o.readControl(c.bytes()[:n])
-		if o.hasLocal && !bytes.Contains(b, o.local[:4]) {
-			t.Errorf("%v is not in %x", o.local, b)
-		}
-	})
-}
-
-func TestControlMessageReadsBack(t *testing.T) {
-	for _, src := range []string{"192.0.2.1", "2001:db8::1", "fe80::1"} {
-		var w wire
-		w.set(netip.MustParseAddrPort("192.0.2.9:9"), netip.MustParseAddr(src), 3)
-		if w.controlLen > int(unsafe.Sizeof(control{})) {
-			t.Fatalf("%d bytes of control", w.controlLen)
-		}
-		// What is sent names the source where what is received names the
-		// destination: Spec_dst in IPv4, the one address in IPv6.
-		o := origin{is6: strings.Contains(src, ":")}
-		o.readControl(w.control.bytes()[:w.controlLen])
-		if e := o.endpoint(); e.SrcToString() != src {
-			t.Errorf("%s read back as %s", src, e.SrcToString())
-		}
 	}
 }
