@@ -247,12 +247,15 @@ func ping(t *testing.T, b *opened, addr netip.Addr) (net.Conn, datagram) {
 		if _, err := client.Write([]byte("ping")); err != nil {
 			t.Logf("speaking to %v: %v", addr, err)
 		}
-		select {
-		case d := <-b.got:
-			if d.ep.DstToString() == client.LocalAddr().String() {
-				return client, d
-			} // or it is a late one, of an attempt that was given up
-		case <-time.After(20 * time.Millisecond):
+		for late, patience := true, time.After(20*time.Millisecond); late; {
+			select {
+			case d := <-b.got:
+				if d.ep.DstToString() == client.LocalAddr().String() {
+					return client, d
+				} // or it is a late one, of an attempt that was given up
+			case <-patience:
+				late = false
+			}
 		}
 		client.Close()
 		if tries == 500 {
