@@ -14,6 +14,7 @@ type benchCase struct {
 	name  string
 	about string
 	udp   bool            // needs a contender that carries datagrams
+	long  bool            // takes -connect-duration
 	alter func(path) path // another path than the run's; nil: the run's
 	only  string          // a prefix of the names of who has it; empty: everybody
 	base  string          // the case whose naive figure is 1; empty: this one
@@ -68,8 +69,8 @@ func allCases() []*benchCase {
 	add(benchCase{name: "rr-1", about: "request and response of 64 B, 1 worker", measure: requests(1)})
 	add(benchCase{name: "rr-64", about: "request and response of 64 B, 64 workers", measure: requests(64)})
 	add(benchCase{name: "rr-open", about: "request and response of 64 B at a fixed rate", measure: requestsOpen})
-	add(benchCase{name: "connect-client-first", about: "connections, the client closes first", measure: connects(closeClient)})
-	add(benchCase{name: "connect-origin-first", about: "connections, the origin closes first", measure: connects(closeOrigin)})
+	add(benchCase{name: "connect-client-first", about: "connections, the client closes first", long: true, measure: connects(closeClient)})
+	add(benchCase{name: "connect-origin-first", about: "connections, the origin closes first", long: true, measure: connects(closeOrigin)})
 	add(benchCase{name: "connect-open", about: "connections at a fixed rate, the client closes first", measure: connectsOpen})
 	for _, size := range []int{64, 1200} {
 		add(benchCase{name: fmt.Sprintf("udp-%d", size), udp: true,

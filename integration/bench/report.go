@@ -20,6 +20,7 @@ type report struct {
 	results    *results
 	contenders []contender
 	skipped    []contender
+	busy       string // the load average before the run
 }
 
 // line is one figure for machines.
@@ -80,7 +81,8 @@ func (r *report) vsNaive(c *benchCase, who, metricName string) (float64, bool) {
 
 // table writes a table for people.
 func (r *report) table(w io.Writer) {
-	fmt.Fprintf(w, "%s\n%s; medians of %d rounds (least – most), and how many times naive's\n", machine(), r.o.path, r.o.rounds)
+	fmt.Fprintf(w, "%s; load average before the run: %s\n%s; medians of %d rounds (least – most), and how many times naive's\n",
+		machine(), r.busy, r.o.path, r.o.rounds)
 	for _, c := range r.o.cases {
 		columns := r.results.columns(c.name)
 		fmt.Fprintf(w, "\n%s: %s\n", c.name, c.about)
@@ -173,4 +175,15 @@ func machine() string {
 		kernel = unix.ByteSliceToString(u.Sysname[:]) + " " + unix.ByteSliceToString(u.Release[:])
 	}
 	return fmt.Sprintf("%d × %s, %s, %s", runtime.NumCPU(), model, kernel, runtime.Version())
+}
+
+// busy is the machine's load average of the last minute, which other programs
+// have made where it is high before a run.
+func busy() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	first, _, _ := strings.Cut(string(text), " ")
+	return first
 }

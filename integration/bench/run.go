@@ -78,6 +78,24 @@ func turnsOf(o *options, part []contender) (turns []turn) {
 	return turns
 }
 
+// least is how long the loads of a run take, without what comes before and
+// after each.
+func (o *options) least(turns []turn) (sum time.Duration) {
+	for _, t := range turns {
+		switch {
+		case t.c.long:
+			sum += o.warmup + o.connectDuration
+		case t.c.udp:
+			sum += 2 * (o.warmup + o.duration)
+		case strings.HasSuffix(t.c.name, "-memory"):
+			sum += o.rest
+		default:
+			sum += o.warmup + o.duration
+		}
+	}
+	return sum
+}
+
 // run measures everything that the options ask for. The report is there even
 // where the run was cut short.
 func run(ctx context.Context, o *options) (*report, error) {
@@ -85,8 +103,9 @@ func run(ctx context.Context, o *options) (*report, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &report{o: o, results: newResults(), contenders: part, skipped: skipped}
+	r := &report{o: o, results: newResults(), contenders: part, skipped: skipped, busy: busy()}
 	turns := turnsOf(o, part)
+	fmt.Fprintf(o.log, "%d measurements, %v at the least\n", len(turns), o.least(turns).Round(time.Second))
 	for i, t := range turns {
 		if r.results.disqualified[t.who.name] != "" {
 			continue
