@@ -1,6 +1,9 @@
 package tunnel
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
 
 // TestDropsOutliveWhatDropped: a counter that falls would be taken for a
 // restart by whoever scrapes it.
@@ -12,8 +15,8 @@ func TestDropsOutliveWhatDropped(t *testing.T) {
 	if _, err := p.enter(); err != nil {    // so that there is a stack to drop it
 		t.Fatal(err)
 	}
-	defer p.leave()
 	p.link.Deliver(garbage)
+	p.leave()
 	c.edge.link.Deliver(garbage)
 
 	check := func(what string, tun *Tunnel, remove func()) {
@@ -37,6 +40,11 @@ func TestDropsOutliveWhatDropped(t *testing.T) {
 			}
 		}
 	}
+	check("a network that rests", e.Tunnel, func() {
+		if !n.rest(time.Now().Add(2 * restAfter)) {
+			t.Error("the network does not rest")
+		}
+	})
 	check("a connector that goes", e.Tunnel, p.Remove)
 	check("a network that goes", e.Tunnel, n.Close)
 	check("an edge that goes", c.Tunnel, c.edge.Remove)
