@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
@@ -28,6 +29,8 @@ type networks struct {
 	peers    map[string]*tunnel.Peer // connectors by name
 	enrolled map[string]bool         // those of them that the registry put there
 	guests   map[wgtypes.Key]*tunnel.Guest
+
+	own atomic.Pointer[map[netip.Addr]struct{}] // addresses of this machine, by the config in force
 }
 
 func (n *networks) init(t *tunnel.Tunnel, denied func(wgtypes.Key) bool) {
@@ -167,7 +170,34 @@ func (c *netChange) commit() (changes []string, failed []error) {
 		c.nets.drop(n)
 		c.changes = append(c.changes, fmt.Sprintf("network %q removed", n.Name()))
 	}
+	c.nets.sources(c.next)
 	return c.changes, failed
+}
+
+// sources takes in what the config says of the addresses that flows come from.
+func (n *networks) sources(next *config.Config) {
+	own := make(map[netip.Addr]struct{})
+	for _, a := range next.Addresses {
+		for _, addr := range slices.Concat(a.Advertise, a.Bind) {
+			own[addr.Unmap()] = struct{}{}
+		}
+	}
+	n.own.Store(&own)
+	for _, spec := range next.Networks {
+		if network := n.get(spec.Name); network != nil {
+			network.SetClientSources(spec.ClientSource)
+		}
+	}
+}
+
+// isOwn reports whether a is an address of this machine.
+func (n *networks) isOwn(a netip.Addr) bool {
+	own := n.own.Load()
+	if own == nil {
+		return false
+	}
+	_, ok := (*own)[a]
+	return ok
 }
 
 func (n *networks) set(name string, network *tunnel.Network) {

@@ -174,7 +174,7 @@ func (e *Edge) connect(ctx context.Context, d *balance.Director, pools []string,
 			r.Network, r.Pool, r.Endpoint = pick.Endpoint.Network, pick.Pool, pick.Endpoint.Addr
 		})
 		began := time.Now()
-		conn, connector, err := e.dial(ctx, pick.Endpoint.Network, f.Snapshot().Proto, pick.Endpoint.Addr)
+		conn, connector, err := e.dialFor(ctx, f.Snapshot(), pick.Endpoint)
 		if err == nil {
 			took := time.Since(began)
 			f.Update(func(r *flow.Record) { r.Connector, r.ConnectTime, r.Why = connector, took, reason })
@@ -190,13 +190,24 @@ func (e *Edge) connect(ctx context.Context, d *balance.Director, pools []string,
 	return nil, status, why
 }
 
-// dial opens one flow to a private endpoint and says through which connector.
+// dial opens one flow of the edge's own to a private endpoint and says through
+// which connector.
 func (e *Edge) dial(ctx context.Context, network, proto string, addr netip.AddrPort) (net.Conn, string, error) {
-	n := e.network(network)
+	return e.dialFor(ctx, flow.Record{Proto: proto}, balance.Endpoint{Network: network, Addr: addr})
+}
+
+// dialFor is dial for a client's flow, which may come from the client's own
+// address; not from one of this machine's, where a program of it is the client.
+func (e *Edge) dialFor(ctx context.Context, r flow.Record, to balance.Endpoint) (net.Conn, string, error) {
+	n := e.network(to.Network)
 	if n == nil {
-		return nil, "", fmt.Errorf("dialling %q in network %q: %w", addr, network, netx.ErrNoRoute)
+		return nil, "", fmt.Errorf("dialling %q in network %q: %w", to.Addr, to.Network, netx.ErrNoRoute)
 	}
-	conn, peer, err := n.Dial(ctx, proto, addr)
+	client := r.Client
+	if client.Addr() == r.Listener.Addr() || e.nets.isOwn(client.Addr()) {
+		client = netip.AddrPort{}
+	}
+	conn, peer, err := n.DialFor(ctx, r.Proto, client, to.Addr)
 	if peer == nil {
 		return nil, "", err
 	}

@@ -28,14 +28,14 @@ const bindAttempts = 16
 // too when ctx's deadline passed, and ErrNoRoute when the NIC was removed.
 func (n *NIC) DialContext(ctx context.Context, network string, address netip.AddrPort) (net.Conn, error) {
 	remote := netip.AddrPortFrom(address.Addr().Unmap(), address.Port())
-	conn, err := n.dial(ctx, network, remote)
+	conn, err := n.dial(ctx, network, netip.AddrPort{}, remote)
 	if err != nil {
 		return nil, fmt.Errorf("dialling %s %q: %w", network, remote, err)
 	}
 	return conn, nil
 }
 
-func (n *NIC) dial(ctx context.Context, network string, remote netip.AddrPort) (net.Conn, error) {
+func (n *NIC) dial(ctx context.Context, network string, from, remote netip.AddrPort) (net.Conn, error) {
 	if a := remote.Addr(); !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a.Zone() != "" || remote.Port() == 0 {
 		return nil, errors.New("an address and port of one host is required")
 	}
@@ -47,7 +47,7 @@ func (n *NIC) dial(ctx context.Context, network string, remote netip.AddrPort) (
 		var conn net.Conn
 		switch network {
 		case "tcp":
-			conn, err = n.dialTCP(ctx, remote)
+			conn, err = n.dialTCP(ctx, from, remote)
 		case "udp":
 			conn, err = n.dialUDP(remote)
 		default:
@@ -59,6 +59,7 @@ func (n *NIC) dial(ctx context.Context, network string, remote netip.AddrPort) (
 		if !errors.Is(err, syscall.EADDRINUSE) {
 			break
 		}
+		from = netip.AddrPort{}
 	}
 	return nil, err
 }
@@ -89,7 +90,7 @@ func (n *NIC) open(transport tcpip.TransportProtocolNumber, is4 bool, wq *waiter
 	return ep, nil
 }
 
-func (n *NIC) dialTCP(ctx context.Context, remote netip.AddrPort) (*TCPConn, error) {
+func (n *NIC) dialTCP(ctx context.Context, from, remote netip.AddrPort) (*TCPConn, error) {
 	deepen()
 	wq := new(waiter.Queue)
 	ep, err := n.open(tcp.ProtocolNumber, remote.Addr().Is4(), wq)
@@ -97,13 +98,13 @@ func (n *NIC) dialTCP(ctx context.Context, remote netip.AddrPort) (*TCPConn, err
 		return nil, err
 	}
 	c := newTCPConn(n, ep, wq)
-	if err := n.index.claim(protoTCP, remote, c, &c.key); err != nil {
+	if err := c.claim(from, remote); err != nil {
 		ep.Close()
 		return nil, err
 	}
 	tuneTCP(ep)
 	if err := n.bind(ep, c.key.local); err != nil {
-		n.index.remove(c.key, c)
+		c.forget()
 		ep.Close()
 		return nil, c.dialError(err)
 	}
@@ -113,13 +114,13 @@ func (n *NIC) dialTCP(ctx context.Context, remote netip.AddrPort) (*TCPConn, err
 	if err := ep.Connect(n.fullAddress(remote)); err != nil {
 		if _, started := err.(*tcpip.ErrConnectStarted); !started {
 			c.Abort()
-			n.index.remove(c.key, c)
+			c.forget()
 			return nil, c.dialError(connectError(err))
 		}
 	}
 	if err := c.awaitConnect(ctx); err != nil {
 		c.Abort()
-		n.index.remove(c.key, c)
+		c.forget()
 		return nil, err
 	}
 	return c, nil
@@ -128,7 +129,6 @@ func (n *NIC) dialTCP(ctx context.Context, remote netip.AddrPort) (*TCPConn, err
 // bind gives ep its local address and port. The port may be that of another
 // flow to another peer.
 func (n *NIC) bind(ep tcpip.Endpoint, local netip.AddrPort) error {
-	n.assign(local.Addr())
 	ep.SocketOptions().SetReuseAddress(true)
 	if err := ep.Bind(n.fullAddress(local)); err != nil {
 		return connectError(err)

@@ -57,6 +57,7 @@ type flowIndex struct {
 	ports   uint32          // how many of each source are used
 
 	drops   *drops.Counter
+	rested  restedKeys
 	perHost int                // bound of accepted flows by remote address; 0: none
 	hosts   map[netip.Addr]int // all flows by remote address; nil without a bound
 }
@@ -141,12 +142,13 @@ func (x *flowIndex) claim(proto uint8, remote netip.AddrPort, ep endpoint, at *f
 		ports, len(sources), syscall.EADDRNOTAVAIL)
 }
 
-// remove takes ep out, unless the key has another flow by now.
-func (x *flowIndex) remove(key flowKey, ep endpoint) {
+// remove takes ep out, unless the key has another flow by now, and reports
+// whether it did.
+func (x *flowIndex) remove(key flowKey, ep endpoint) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.flows[key] != ep {
-		return
+		return false
 	}
 	delete(x.flows, key)
 	if host := key.remote.Addr(); x.hosts != nil {
@@ -154,6 +156,7 @@ func (x *flowIndex) remove(key flowKey, ep endpoint) {
 			delete(x.hosts, host)
 		}
 	}
+	return true
 }
 
 func (x *flowIndex) find(key flowKey) endpoint {

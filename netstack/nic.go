@@ -70,6 +70,7 @@ type NIC struct {
 
 	mu        sync.Mutex // guards what follows
 	assigned  map[netip.Addr]struct{}
+	lent      map[netip.Addr]int // addresses of flows that DialFrom opened, and how many of these
 	listeners map[closer]struct{}
 	sockets   map[netip.AddrPort]*PacketConn // by local address; nil where there is none
 }
@@ -88,6 +89,7 @@ func (s *Stack) AddNIC(cfg NICConfig) (*NIC, error) {
 		link:      cfg.Link,
 		removed:   make(chan struct{}),
 		assigned:  make(map[netip.Addr]struct{}),
+		lent:      make(map[netip.Addr]int),
 		listeners: make(map[closer]struct{}),
 	}
 	sources := make([]netip.Addr, 0, len(cfg.Sources))
@@ -260,10 +262,7 @@ func (n *NIC) assign(addr netip.Addr) {
 		return
 	}
 	n.assigned[addr] = struct{}{}
-	n.stack.gv.AddProtocolAddress(n.id, tcpip.ProtocolAddress{
-		Protocol:          networkProtocol(addr.Is4()),
-		AddressWithPrefix: tcpAddress(addr).WithPrefix(),
-	}, stack.AddressProperties{PEB: stack.CanBePrimaryEndpoint})
+	n.addAddress(addr)
 }
 
 // tcpAddress converts to gVisor's form; addr is never an IPv4-mapped one.

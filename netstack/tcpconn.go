@@ -30,6 +30,7 @@ type TCPConn struct {
 	ep    tcpip.Endpoint
 	wq    *waiter.Queue
 	key   flowKey
+	lent  bool // key.local is an address that the NIC has for such flows alone
 	entry waiter.Entry
 	r, w  direction
 
@@ -90,7 +91,7 @@ func (c *TCPConn) NotifyEvent(mask waiter.EventMask) {
 func (c *TCPConn) forgetIfOver() {
 	switch tcp.EndpointState(c.ep.State()) {
 	case tcp.StateClose, tcp.StateError:
-		c.nic.index.remove(c.key, c)
+		c.forget()
 	}
 }
 

@@ -149,7 +149,7 @@ func TestFull(t *testing.T) {
 		Admin:    Admin{Socket: "/run/warren/edge.sock"},
 		Metrics:  Metrics{Listen: netip.MustParseAddrPort("127.0.0.1:9191"), On: true},
 		Log:      Log{Level: "debug", Flows: "/var/log/warren/flows.json"},
-		Networks: []Network{{Name: "berlin"}, {Name: "tokyo", Enroll: true}},
+		Networks: []Network{{Name: "berlin", ClientSource: true}, {Name: "tokyo", Enroll: true, ClientSource: true}},
 		Monitors: []monitor.Spec{{Name: "pg", Type: "tcp", Interval: 5 * time.Second, Timeout: time.Second, Rise: 2, Fall: 2}},
 		Pools: []balance.Spec{{Name: "berlin-db", Steering: "round_robin", Monitor: "pg", Endpoints: []balance.Endpoint{
 			{Network: "berlin", Addr: netip.MustParseAddrPort("10.0.0.10:5432")},

@@ -25,6 +25,14 @@ type Network struct {
 	// MaxUDPFlows is the same for UDP.
 	MaxUDPFlows int `toml:"max_udp_flows" range:"0..1048576"`
 
+	// ClientSource lets a flow come from its client's own address and port
+	// inside the tunnel, so that the connector's log names the client. The
+	// origin sees the connector's address all the same. Only TCP, and only where
+	// the address is global unicast, of the endpoint's family, and not within
+	// the network's routes; else, and where this is false, flows come from
+	// inner_sources. Default: true.
+	ClientSource bool `toml:"client_source"`
+
 	Steering strict.Unsupported `toml:"steering" hint:"replicas of a connector take turns"`
 }
 
@@ -67,6 +75,9 @@ func (l *loader) buildNetworks() {
 	l.cfg.Connectors = l.file.Connector
 	for i := range l.file.Network {
 		n := &l.file.Network[i]
+		if !l.doc.Has(fmt.Sprintf("network[%d].client_source", i)) {
+			n.ClientSource = true
+		}
 		if !l.doc.Has(fmt.Sprintf("network[%d].enroll", i)) {
 			n.Enroll = !slices.ContainsFunc(l.file.Connector, func(c Connector) bool { return c.Network == n.Name })
 		}

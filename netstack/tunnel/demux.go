@@ -68,11 +68,12 @@ func (c checker) ours(a netip.Addr) bool { return c.sources4.Contains(a) || c.so
 
 // fromConnector decides on a packet that a connector with these routes sent
 // to the edge: its source must be of the routes and its destination one of our
-// inner sources, whatever else the packet claims. An ICMP error may come from
-// any router, if the packet that it quotes is one that we sent to a
-// destination within the routes.
-func (c checker) fromConnector(in shim.Inner, routes *routeSet) shim.Why {
-	if !c.ours(in.Dst) {
+// inner sources, or the client's end of one of the connector's own flows,
+// whatever else the packet claims. An ICMP error may come from any router, if
+// the packet that it quotes is one that we sent to a destination within the
+// routes.
+func (c checker) fromConnector(in shim.Inner, routes *routeSet, flows lender) shim.Why {
+	if !c.ours(in.Dst) && !lent(in, flows) {
 		return WhyForeignDst
 	}
 	if OverlayPrefix.Contains(in.Src) || c.ours(in.Src) {
@@ -132,5 +133,5 @@ func (p *Peer) check(in shim.Inner) shim.Why {
 	if p.initiate {
 		return p.tunnel.checker.fromEdge(in)
 	}
-	return p.tunnel.checker.fromConnector(in, p.routes.Load())
+	return p.tunnel.checker.fromConnector(in, p.routes.Load(), p)
 }

@@ -84,12 +84,81 @@ func TestFromConnector(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			in, why := shim.ParseInner(tc.packet)
 			if why == shim.OK {
-				why = c.fromConnector(in, tc.routes)
+				why = c.fromConnector(in, tc.routes, nil)
 			}
 			if why != tc.want {
 				t.Errorf("verdict %q, want %q", why, tc.want)
 			}
 		})
+	}
+}
+
+// loans is the flows of one connector, local to remote.
+type loans map[[2]netip.AddrPort]bool
+
+func (l loans) lends(local, remote netip.AddrPort) bool { return l[[2]netip.AddrPort{local, remote}] }
+
+// A client's address is a destination on the flow of that very connector
+// alone.
+func TestFromConnectorToClient(t *testing.T) {
+	c := checker{sources4: DefaultInnerSources, sources6: InnerSources6}
+	routes := newRouteSet([]netip.Prefix{netip.MustParsePrefix("10.0.0.0/16"), netip.MustParsePrefix("fd00:1::/32")})
+	const client4, client6, origin4, origin6 = "198.51.100.7", "2001:db8::7", "10.0.0.9", "fd00:1::9"
+	flows := loans{
+		{netip.MustParseAddrPort("198.51.100.7:40000"), netip.MustParseAddrPort("10.0.0.9:80")}:     true,
+		{netip.MustParseAddrPort("[2001:db8::7]:40000"), netip.MustParseAddrPort("[fd00:1::9]:80")}: true,
+		// Nothing in the index can be trusted more than the routes.
+		{netip.MustParseAddrPort("198.51.100.7:40000"), netip.MustParseAddrPort("10.9.0.9:80")}: true,
+	}
+	segment := func(src, dst uint16) []byte {
+		b := make([]byte, header.TCPMinimumSize)
+		header.TCP(b).Encode(&header.TCPFields{SrcPort: src, DstPort: dst, DataOffset: header.TCPMinimumSize})
+		return b
+	}
+	fragment := inner(origin4, client4, protoTCP, append(segment(80, 40000), 1, 2, 3, 4))
+	fragment[6] |= 0x20 // more fragments
+	tail := inner(origin4, client4, protoTCP, segment(80, 40000))
+	tail[7] = 2 // offset
+	for _, tc := range []struct {
+		name   string
+		packet []byte
+		flows  lender
+		want   shim.Why
+	}{
+		{"its flow", inner(origin4, client4, protoTCP, segment(80, 40000)), flows, shim.OK},
+		{"its flow, IPv6", inner(origin6, client6, protoTCP, segment(80, 40000)), flows, shim.OK},
+		{"no flows", inner(origin4, client4, protoTCP, segment(80, 40000)), loans{}, WhyForeignDst},
+		{"nobody to ask", inner(origin4, client4, protoTCP, segment(80, 40000)), nil, WhyForeignDst},
+		{"another client", inner(origin4, "198.51.100.8", protoTCP, segment(80, 40000)), flows, WhyForeignDst},
+		{"another port of the client", inner(origin4, client4, protoTCP, segment(80, 40001)), flows, WhyForeignDst},
+		{"another port of the origin", inner(origin4, client4, protoTCP, segment(81, 40000)), flows, WhyForeignDst},
+		{"another origin", inner("10.0.0.8", client4, protoTCP, segment(80, 40000)), flows, WhyForeignDst},
+		{"an origin outside the routes", inner("10.9.0.9", client4, protoTCP, segment(80, 40000)), flows, WhyForeignSource},
+		{"UDP", inner(origin4, client4, protoUDP, segment(80, 40000)), flows, WhyForeignDst},
+		{"the first fragment", fragment, flows, WhyForeignDst},
+		{"the last fragment", tail, flows, WhyForeignDst},
+		{"error about it", inner("172.16.0.1", client4, 1, icmpError(3, inner(client4, origin4, protoTCP, segment(40000, 80)))), flows, shim.OK},
+		{"error about another port", inner("172.16.0.1", client4, 1, icmpError(3, inner(client4, origin4, protoTCP, segment(40001, 80)))), flows, WhyForeignDst},
+		{"error about another client", inner("172.16.0.1", client4, 1, icmpError(3, inner("198.51.100.8", origin4, protoTCP, segment(40000, 80)))), flows, WhyForeignDst},
+		{"error about UDP", inner("172.16.0.1", client4, 1, icmpError(3, inner(client4, origin4, protoUDP, segment(40000, 80)))), flows, WhyForeignDst},
+		{"error that quotes nothing", inner("172.16.0.1", client4, 1, icmpError(3, nil)), flows, WhyForeignDst},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			in, why := shim.ParseInner(tc.packet)
+			if why == shim.OK {
+				why = c.fromConnector(in, routes, tc.flows)
+			}
+			if why != tc.want {
+				t.Errorf("verdict %q, want %q", why, tc.want)
+			}
+		})
+	}
+	b := inner(origin4, client4, protoTCP, segment(80, 40000))
+	if n := testing.AllocsPerRun(100, func() {
+		in, _ := shim.ParseInner(b)
+		c.fromConnector(in, routes, flows)
+	}); n > 0 {
+		t.Errorf("checking a packet to a client allocates %v times", n)
 	}
 }
 
@@ -128,7 +197,7 @@ func TestCheckDoesNotAllocate(t *testing.T) {
 	b := inner("10.0.0.9", "100.127.0.1", protoTCP, make([]byte, 1000))
 	if n := testing.AllocsPerRun(100, func() {
 		in, _ := shim.ParseInner(b)
-		c.fromConnector(in, routes)
+		c.fromConnector(in, routes, nil)
 	}); n > 0 {
 		t.Errorf("checking a packet allocates %v times", n)
 	}

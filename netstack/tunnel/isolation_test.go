@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"context"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -86,6 +87,9 @@ type victim struct {
 	tag   byte
 	conn  net.Conn
 	local netip.AddrPort
+	// client is the source of a TCP flow that the connector never accepts: an
+	// address that it may speak to on this flow alone.
+	client netip.AddrPort
 }
 
 var privateHost = netip.MustParseAddrPort("10.0.0.10:53")
@@ -100,6 +104,15 @@ func udp(src, dst netip.AddrPort, payload []byte) []byte {
 		tcpip.AddrFrom4(src.Addr().As4()), tcpip.AddrFrom4(dst.Addr().As4()), uint16(len(b)))
 	h.SetChecksum(^checksum.Checksum(b, sum))
 	return inner(src.Addr().String(), dst.Addr().String(), protoUDP, b)
+}
+
+// tcpTo makes a segment from the private host to a client. It has no flag, and
+// so ends nothing.
+func tcpTo(client netip.AddrPort, payload []byte) []byte {
+	b := make([]byte, header.TCPMinimumSize+len(payload))
+	header.TCP(b).Encode(&header.TCPFields{SrcPort: privateHost.Port(), DstPort: client.Port(), DataOffset: header.TCPMinimumSize})
+	copy(b[header.TCPMinimumSize:], payload)
+	return inner(privateHost.Addr().String(), client.Addr().String(), protoTCP, b)
 }
 
 func repeat(tag byte, n int) []byte {
@@ -165,6 +178,29 @@ func forgeries(me victim, others []victim) []forgery {
 			return inner("10.0.0.10", us.Addr().String(), 1, icmpError(3, udp(us, any24("10.200.0.0", rng), nil)))
 		}},
 
+		{name: "another's client, exact addresses and ports", want: WhyForeignDst, make: func(rng *rand.Rand) []byte {
+			return tcpTo(other(rng).client, body(rng))
+		}},
+		{name: "own client, another port", want: WhyForeignDst, make: func(rng *rand.Rand) []byte {
+			return tcpTo(netip.AddrPortFrom(me.client.Addr(), me.client.Port()+1+uint16(rng.IntN(1000))), body(rng))
+		}},
+		{name: "own client, from another port", want: WhyForeignDst, make: func(rng *rand.Rand) []byte {
+			p := tcpTo(me.client, body(rng))
+			p[header.IPv4MinimumSize]++
+			return p
+		}},
+		{name: "own client, UDP", want: WhyForeignDst, make: func(rng *rand.Rand) []byte { return udp(privateHost, me.client, body(rng)) }},
+		{name: "own client, a fragment", want: WhyForeignDst, make: func(rng *rand.Rand) []byte {
+			p := tcpTo(me.client, repeat(me.tag, 4)) // fragments are of eights
+			p[6] |= 0x20
+			return p
+		}},
+		{name: "ICMP error about another's client", want: WhyForeignDst, make: func(rng *rand.Rand) []byte {
+			o := other(rng).client
+			return inner("10.0.0.10", o.Addr().String(), 1, icmpError(3, udp(o, privateHost, nil)))
+		}},
+		{name: "own client's flow", make: func(rng *rand.Rand) []byte { return tcpTo(me.client, body(rng)) }},
+
 		// What follows is admitted into the sender's own NIC, and must die there.
 		{name: "another flow's exact addresses and ports", make: func(rng *rand.Rand) []byte {
 			return udp(privateHost, other(rng).local, body(rng))
@@ -227,11 +263,23 @@ func attack(t *testing.T, total int, check func(*Peer, shim.Inner) shim.Why) []s
 		}
 		attackers = append(attackers, newHostile(t, name, key, e))
 		e.await(t, name+" shakes hands", func() bool { return !p.State().LastHandshake.IsZero() })
-		conn, err := p.dial(t.Context(), "udp", privateHost)
+		conn, err := p.dial(t.Context(), "udp", netip.AddrPort{}, privateHost)
 		if err != nil {
 			t.Fatal(err)
 		}
-		v := victim{owner: name, tag: byte('A' + i), conn: conn, local: netip.MustParseAddrPort(conn.LocalAddr().String())}
+		v := victim{owner: name, tag: byte('A' + i), conn: conn, local: netip.MustParseAddrPort(conn.LocalAddr().String()),
+			client: netip.MustParseAddrPort(fmt.Sprintf("198.51.100.%d:40000", 10+i))}
+		dialling, hangUp := context.WithCancel(t.Context())
+		dialled := make(chan struct{})
+		go func() {
+			defer close(dialled)
+			if conn, err := p.nic.Load().DialFrom(dialling, "tcp", v.client, privateHost); err == nil {
+				t.Errorf("%s accepted a connection", name)
+				conn.Close()
+			}
+		}()
+		defer func() { hangUp(); <-dialled }()
+		e.await(t, name+" has a client's flow", func() bool { return p.lends(v.client, privateHost) })
 		got := new(atomic.Int64)
 		victims, legit = append(victims, v), append(legit, got)
 		readers.Go(func() {

@@ -28,6 +28,8 @@ type Network struct {
 	tunnel *Tunnel
 	turn   atomic.Uint32 // breaks ties between replicas
 
+	clientSources atomic.Bool // see SetClientSources
+
 	// rest.go: the stack is there while there is something to carry.
 	stackMu sync.Mutex                     // held while the stack, and NICs in it, are made and put to rest
 	stack   atomic.Pointer[netstack.Stack] // nil: the network is at rest
@@ -71,6 +73,7 @@ func (t *Tunnel) AddNetwork(name string) (*Network, error) {
 		return nil, fmt.Errorf("adding network %q: the name is in use already", name)
 	}
 	n := &Network{name: name, tunnel: t}
+	n.clientSources.Store(true)
 	n.table.Store(new(bart.Table[[]*Peer]))
 	t.networks[name] = n
 	return n, nil
@@ -235,11 +238,17 @@ func (p *Peer) better(q *Peer) bool {
 // (the Peer is nil then), or where the connector dies before the far end has
 // answered (another may serve it).
 func (n *Network) Dial(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, *Peer, error) {
+	return n.DialFor(ctx, network, netip.AddrPort{}, dst)
+}
+
+// DialFor is Dial for the flow of a client, whose own address is the inner
+// source where that can be; see Peer.source.
+func (n *Network) DialFor(ctx context.Context, network string, client, dst netip.AddrPort) (net.Conn, *Peer, error) {
 	p := n.Pick(dst.Addr())
 	if p == nil {
 		return nil, nil, fmt.Errorf("dialling %q in network %q: %w", dst, n.name, netx.ErrNoRoute)
 	}
-	conn, err := p.dial(ctx, network, dst)
+	conn, err := p.dial(ctx, network, client, dst)
 	if err != nil {
 		return nil, p, fmt.Errorf("dialling %q in network %q through %q: %w", dst, n.name, p.name, err)
 	}
@@ -247,17 +256,18 @@ func (n *Network) Dial(ctx context.Context, network string, dst netip.AddrPort) 
 }
 
 // dial opens a flow through p, and gives up when p dies.
-func (p *Peer) dial(ctx context.Context, network string, dst netip.AddrPort) (net.Conn, error) {
+func (p *Peer) dial(ctx context.Context, network string, client, dst netip.AddrPort) (net.Conn, error) {
 	nic, err := p.enter()
 	if err != nil {
 		return nil, err
 	}
 	defer p.leave()
+	from := p.source(client, dst)
 	here := p.here.Load()
 	if here == nil || here.Err() != nil { // it has just come: watch does not know yet
-		return nic.DialContext(ctx, network, dst)
+		return nic.DialFrom(ctx, network, from, dst)
 	}
-	return dialWhile(here, ctx, nic, network, dst)
+	return dialWhile(here, ctx, nic, network, from, dst)
 }
 
 // Close removes the network's connectors and its stack; flows are aborted.

@@ -106,16 +106,16 @@ func (t *Tunnel) DialOverlay(ctx context.Context, dst netip.AddrPort) (net.Conn,
 	if here == nil || here.Err() != nil {
 		return nil, fmt.Errorf("dialling %q on the overlay: the edge is not alive: %w", dst, netx.ErrNoRoute)
 	}
-	return dialWhile(here, ctx, t.self.Load().stack.nic, "tcp", dst)
+	return dialWhile(here, ctx, t.self.Load().stack.nic, "tcp", netip.AddrPort{}, dst)
 }
 
 // dialWhile dials until ctx ends, or here does: SYNs that nobody hears would
 // be sent again until ctx's time is over.
-func dialWhile(here *presence, ctx context.Context, nic *netstack.NIC, network string, dst netip.AddrPort) (net.Conn, error) {
+func dialWhile(here *presence, ctx context.Context, nic *netstack.NIC, network string, from, dst netip.AddrPort) (net.Conn, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(here, func() { cancel(errLost) })()
-	return nic.DialContext(ctx, network, dst)
+	return nic.DialFrom(ctx, network, from, dst)
 }
 
 // overlayTCP decides on a TCP packet of the overlay that s sent to us. What it
