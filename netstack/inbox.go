@@ -41,14 +41,22 @@ const (
 // somebody else.
 var errInboxClosed = errors.New("inbox closed")
 
-// arrived is a datagram that waits to be read. It holds a reference to pkt,
-// whose memory payload lies in.
+// arrived is a datagram that waits to be read. Its payload lies in what owner
+// lends.
 type arrived struct {
 	payload []byte
 	src     netip.AddrPort
-	pkt     *stack.PacketBuffer
+	owner   netx.Lender
 	cost    int
 }
+
+// smallBuffer is what a datagram is copied into that came as bytes.
+type smallBuffer [2 << 10]byte
+
+var smallBuffers = sync.Pool{New: func() any { return new(smallBuffer) }}
+
+// DecRef implements netx.Lender.
+func (b *smallBuffer) DecRef() { smallBuffers.Put(b) }
 
 // inbox is what has arrived for a datagram conn and was not read, and who
 // waits for it.
@@ -74,17 +82,39 @@ func (x *inbox) init(unread *atomic.Int64) {
 // put queues d and takes a reference to its packet, or says why not;
 // errInboxClosed where the conn has ended. It never blocks.
 func (x *inbox) put(d *datagram, pkt *stack.PacketBuffer) (why string, err error) {
-	cost := chunkOf(len(d.ip)) + arrivedOverhead
+	a := arrived{payload: d.payload, src: d.src, owner: pkt.IncRef(), cost: chunkOf(len(d.ip)) + arrivedOverhead}
+	first, why, err := x.push(a)
+	if first {
+		x.Wake()
+	}
+	return why, err
+}
+
+// putCopy is put for a datagram whose memory is somebody else's, and which fits
+// a smallBuffer. first asks the caller to call Wake.
+func (x *inbox) putCopy(d *datagram) (first bool, why string, err error) {
+	b := smallBuffers.Get().(*smallBuffer)
+	n := copy(b[:], d.payload)
+	return x.push(arrived{payload: b[:n], src: d.src, owner: b, cost: len(b) + arrivedOverhead})
+}
+
+// push queues a, or gives its memory back. first says that nothing waited
+// before: somebody may wait for it.
+func (x *inbox) push(a arrived) (first bool, why string, err error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	switch {
 	case x.err != nil:
-		return "", errInboxClosed
-	case x.held+cost > inboxBytes:
-		return whyInboxFull, nil
-	case x.unread.Add(int64(cost)) > unreadBytes:
-		x.unread.Add(-int64(cost))
-		return whyUnreadFull, nil
+		err = errInboxClosed
+	case x.held+a.cost > inboxBytes:
+		why = whyInboxFull
+	case x.unread.Add(int64(a.cost)) > unreadBytes:
+		x.unread.Add(-int64(a.cost))
+		why = whyUnreadFull
+	}
+	if why != "" || err != nil {
+		a.owner.DecRef()
+		return false, why, err
 	}
 	if x.head > 0 && len(x.queue) == cap(x.queue) {
 		// Room before the head is used first: a queue that never runs empty
@@ -93,13 +123,13 @@ func (x *inbox) put(d *datagram, pkt *stack.PacketBuffer) (why string, err error
 		clear(x.queue[n:])
 		x.queue, x.head = x.queue[:n], 0
 	}
-	x.queue = append(x.queue, arrived{payload: d.payload, src: d.src, pkt: pkt.IncRef(), cost: cost})
-	x.held += cost
-	if len(x.queue)-x.head == 1 {
-		x.more.Broadcast()
-	}
-	return "", nil
+	x.queue = append(x.queue, a)
+	x.held += a.cost
+	return len(x.queue)-x.head == 1, "", nil
 }
+
+// Wake lets who waits look again. It may be called without a lock.
+func (x *inbox) Wake() { x.more.Broadcast() }
 
 // chunkOf is the memory that gVisor takes for n bytes: the next power of two.
 func chunkOf(n int) int {
@@ -140,7 +170,7 @@ func (x *inbox) takeBatch(b *netx.Batch) error {
 	}
 	for b.Room() > 0 && x.head < len(x.queue) {
 		a := x.popLocked()
-		b.Add(a.payload, a.pkt)
+		b.Add(a.payload, a.owner)
 	}
 	return nil
 }
@@ -199,7 +229,7 @@ func (x *inbox) end(err error) (first, closed bool) {
 		x.err = err
 	}
 	for x.head < len(x.queue) {
-		x.popLocked().pkt.DecRef()
+		x.popLocked().owner.DecRef()
 	}
 	x.queue = nil
 	if x.timer != nil {

@@ -104,7 +104,7 @@ func (c *PacketConn) ReadFrom(b []byte) (int, net.Addr, error) {
 		return 0, nil, c.opError("read", err)
 	}
 	n := copy(b, a.payload)
-	a.pkt.DecRef()
+	a.owner.DecRef()
 	return n, net.UDPAddrFromAddrPort(a.src), nil
 }
 

@@ -13,10 +13,7 @@ import (
 
 // mirror is a link that turns each datagram around and delivers it back, on the
 // writer's goroutine: what is measured is the stack alone.
-type mirror struct {
-	wireEnd
-	kept []*stack.PacketBuffer
-}
+type mirror struct{ wireEnd }
 
 func (m *mirror) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	for _, pkt := range pkts.AsSlice() {
@@ -26,7 +23,11 @@ func (m *mirror) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 			p[12+i], p[16+i] = p[16+i], p[12+i]
 		}
 		p[20], p[21], p[22], p[23] = p[22], p[23], p[20], p[21]
-		m.deliver(p)
+		if taken, wake := m.dispatcher.(*inbound).DeliverDatagram(p); !taken {
+			m.deliver(p)
+		} else if wake != nil {
+			wake.Wake()
+		}
 		b.Release()
 	}
 	return pkts.Len(), nil

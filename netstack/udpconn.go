@@ -65,7 +65,7 @@ func (c *UDPConn) Read(b []byte) (int, error) {
 		return 0, c.opError("read", err)
 	}
 	n := copy(b, a.payload)
-	a.pkt.DecRef()
+	a.owner.DecRef()
 	return n, nil
 }
 

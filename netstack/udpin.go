@@ -12,6 +12,47 @@ import (
 // peer that was slower than the end of its flow sends such.
 const whyUDPUnknown = "udp_unknown"
 
+// DeliverDatagram takes a packet as bytes, of which it keeps none, where that
+// spares gVisor's packet: a whole small datagram of a flow that is there. It
+// reports false for all others, which then come through DeliverNetworkPacket.
+// wake, where not nil, is to be called when the caller has delivered what it
+// has: so who reads the flow finds more at once.
+func (in *inbound) DeliverDatagram(b []byte) (taken bool, wake interface{ Wake() }) {
+	var (
+		d   datagram
+		why string
+	)
+	switch {
+	case len(b) >= ip4HeaderLen && b[0]>>4 == 4 && b[9] == protoUDP && b[6]&0x3f == 0 && b[7] == 0:
+		d, why = parseUDP4(b)
+	case len(b) >= ip6HeaderLen && b[0]>>4 == 6 && b[6] == protoUDP:
+		d, why = parseUDP6(b)
+	default:
+		return false, nil
+	}
+	if why != "" {
+		in.nic.stack.drops.Add(why, 1)
+		return true, nil
+	}
+	if len(d.payload) > len(smallBuffer{}) {
+		return false, nil
+	}
+	c, ok := in.nic.index.find(flowKey{proto: protoUDP, local: d.dst, remote: d.src}).(*UDPConn)
+	if !ok {
+		return false, nil
+	}
+	first, why, err := c.in.putCopy(&d)
+	switch {
+	case err != nil: // it closed just now: the datagram begins another
+		return false, nil
+	case why != "":
+		in.nic.stack.drops.Add(why, 1)
+	case first:
+		return true, &c.in
+	}
+	return true, nil
+}
+
 // takeUDP takes a packet that holds a whole datagram to the flow of this NIC
 // that it belongs to, or to whoever takes new flows. It returns why it dropped
 // it, "" where it did not, or has counted it. It never blocks.

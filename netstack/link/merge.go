@@ -43,6 +43,7 @@ type merger struct {
 	behind  [maxBatch]uint8 // the next segment of packet i's run
 	runs    [maxRuns]run    // the first n are open, the oldest first
 	n       int
+	wakers  wakers // of datagrams
 }
 
 // run is a sequence of segments that will be one packet.
@@ -70,7 +71,9 @@ func (m *merger) deliver() {
 			if isTCP(b) { // of whatever flow
 				m.flushAll()
 			}
-			m.e.deliverOne(m.to, protocol, b, false)
+			if !m.datagram(b) {
+				m.e.deliverOne(m.to, protocol, b, false)
+			}
 			continue
 		}
 		key := flowKey(b, ip)
@@ -91,6 +94,7 @@ func (m *merger) deliver() {
 		}
 	}
 	m.flushAll()
+	m.wakeAll()
 }
 
 // parseTCP returns the length of the IP header and of both headers of a whole
