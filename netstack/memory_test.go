@@ -51,7 +51,7 @@ func TestStackMemory(t *testing.T) {
 	}
 	per := (heap() - before) / n
 	t.Logf("a stack with one NIC: %d bytes", per)
-	if per > 48<<10 {
+	if per > 34<<10 {
 		t.Errorf("a stack with one NIC takes %d bytes", per)
 	}
 }

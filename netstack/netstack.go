@@ -25,7 +25,6 @@ import (
 	"sync"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
@@ -86,7 +85,7 @@ func New(cfg Config) (*Stack, error) {
 	s := &Stack{cfg: cfg, shared: shared, nics: make(map[tcpip.NICID]*NIC)}
 	s.gv = stack.New(stack.Options{
 		NetworkProtocols: []stack.NetworkProtocolFactory{
-			ipv4.NewProtocol,
+			shared.ipv4,
 			// No router solicitation, no address detection, no MLD: the link is
 			// a tunnel with nobody on it to ask.
 			ipv6.NewProtocolWithOptions(ipv6.Options{}),

@@ -9,7 +9,7 @@ import (
 	"github.com/warrenmesh/warren/netstack/netx"
 )
 
-// A network at rest has no stack: gVisor's, with one NIC, is 33 KB of heap and
+// A network at rest has no stack: gVisor's, with one NIC, is 26 KB of heap and
 // stacks and a goroutine for each processor, and most networks of a large edge
 // carry nothing at a given moment. The first dial makes it. What comes
 // meanwhile is dropped and counted at the link ("detached"): a stack would

@@ -128,7 +128,7 @@ func TestMemoryOfPeers(t *testing.T) {
 		t.Skip("the race detector's memory would be measured")
 	}
 	const networks = 200
-	const limit = 40 << 10 // 24 KB are WireGuard's two queues and its two lists of a batch
+	const limit, awakeLimit = 44 << 10, 76 << 10 // 24 KB are WireGuard's two queues and its two lists of a batch
 	e := newEdge(t, newKey(t), "127.0.0.1:0")
 	var peers []*Peer
 	add := func(i int) {
@@ -153,6 +153,9 @@ func TestMemoryOfPeers(t *testing.T) {
 	}
 	awake := (inUse() - before) / networks
 	t.Logf("a network with a connector: %d bytes at rest, %d awake", atRest, awake)
+	if awake > awakeLimit {
+		t.Errorf("a network awake holds %d bytes, more than %d", awake, awakeLimit)
+	}
 	if atRest > limit {
 		t.Errorf("a network at rest holds %d bytes, more than %d", atRest, limit)
 	}
