@@ -175,6 +175,10 @@ func requests(workers int) func(*measurement) error {
 }
 
 func (m *measurement) addLatency(report load.Report) {
+	if report.Ops == 0 {
+		m.results.fail(m.c.name, m.who.name, "no operation ended in time")
+		return
+	}
 	m.add("p50", "µs", less, micro(report.Latency.P50))
 	m.add("p99", "µs", less, micro(report.Latency.P99))
 	m.add("p99.9", "µs", less, micro(report.Latency.P999))
@@ -248,7 +252,9 @@ func datagrams(size int) func(*measurement) error {
 		}
 		m.add("rate", "/s", more, peak.OpsPerSecond())
 		m.add("lost", "%", less, 100*peak.LossRatio())
-		m.add("p50", "µs", less, micro(peak.Latency.P50))
+		if peak.Ops > 0 {
+			m.add("p50", "µs", less, micro(peak.Latency.P50))
+		}
 		m.addOpCost(cost, peak)
 		if spec.Rate = 0.8 * peak.OpsPerSecond(); spec.Rate == 0 {
 			return nil
@@ -258,13 +264,18 @@ func datagrams(size int) func(*measurement) error {
 			return err
 		}
 		m.add("lost at 80 %", "%", less, 100*steady.LossRatio())
-		m.add("p99 at 80 %", "µs", less, micro(steady.Latency.P99))
+		if steady.Ops > 0 {
+			m.add("p99 at 80 %", "µs", less, micro(steady.Latency.P99))
+		}
 		return nil
 	}
 }
 
+// pingSpec is a hundred round trips a second. A few connections share them, so
+// that one that takes long does not hold up the next.
 func (m *measurement) pingSpec() load.Spec {
-	return load.Spec{Kind: load.KindPing, Target: m.to(load.PortEcho), Warmup: m.o.warmup, Duration: m.o.duration}
+	return load.Spec{Kind: load.KindRR, Target: m.to(load.PortEcho), Streams: 16, Rate: 100,
+		Warmup: m.o.warmup, Duration: m.o.duration}
 }
 
 func pingIdle(m *measurement) error {

@@ -97,6 +97,7 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	flags.SetOutput(stderr)
 	flags.IntVar(&o.path.mtu, "mtu", 1500, "the MTU of both cables")
 	flags.StringVar(&impairText, "impair", "", "impair the cable to the data centre: delay=20ms,loss=0.1%,reorder=1% (the delay is a round trip's)")
+	flags.StringVar(&o.path.congestion, "congestion", "cubic", "the TCP congestion control of the three kernels")
 	flags.StringVar(&cases, "cases", "*", "the cases to measure: globs, with commas between")
 	flags.StringVar(&contenders, "contenders", "*", "who takes part: globs, with commas between")
 	flags.StringVar(&o.peers, "peers", "", "a `directory` with the programs of other products")

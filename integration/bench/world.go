@@ -19,13 +19,18 @@ var (
 type path struct {
 	mtu    int
 	impair impair.Spec // of the cable between edge and data centre; zero: none
+	// congestion is what the kernels' TCP uses. It is set, for Linux has one
+	// default (cubic) and machines another: with bbr a proxy over kernel TCP
+	// passes a path with loss ten times faster.
+	congestion string
 }
 
 func (p path) String() string {
-	if p.impair == (impair.Spec{}) {
-		return fmt.Sprintf("MTU %d", p.mtu)
+	text := fmt.Sprintf("MTU %d, %s", p.mtu, p.congestion)
+	if p.impair != (impair.Spec{}) {
+		text += ", " + p.impair.String()
 	}
-	return fmt.Sprintf("MTU %d, %v", p.mtu, p.impair)
+	return text
 }
 
 // world is the three hosts of a measurement:
@@ -53,11 +58,17 @@ func newWorld(s *scope, p path) *world {
 	} else {
 		w.bridge(s)
 	}
-	w.client.IP("address add 203.0.113.2/24 dev wan", "route add default via 203.0.113.10")
-	w.edge.IP("address add 203.0.113.10/24 dev public", "address add 192.0.2.1/30 dev dc",
-		"route add 10.0.0.10/32 via 192.0.2.2 dev dc")
-	w.dc.IP("address add 192.0.2.2/30 dev wan", "address add 10.0.0.10/32 dev lo",
-		"route add default via 192.0.2.1 dev wan")
+	// The congestion control is an attribute of every route: only the machine
+	// itself may make an unusual one the default of a namespace.
+	via := " congctl " + p.congestion
+	w.client.IP("address add 203.0.113.2/24 dev wan noprefixroute",
+		"route add 203.0.113.0/24 dev wan src 203.0.113.2"+via, "route add default via 203.0.113.10"+via)
+	w.edge.IP("address add 203.0.113.10/24 dev public noprefixroute", "address add 192.0.2.1/30 dev dc noprefixroute",
+		"route add 203.0.113.0/24 dev public src 203.0.113.10"+via, "route add 192.0.2.0/30 dev dc src 192.0.2.1"+via,
+		"route add 10.0.0.10/32 via 192.0.2.2 dev dc"+via)
+	w.dc.IP("address add 192.0.2.2/30 dev wan noprefixroute", "address add 10.0.0.10/32 dev lo",
+		"route replace local 10.0.0.10 dev lo table local src 10.0.0.10"+via,
+		"route add 192.0.2.0/30 dev wan src 192.0.2.2"+via, "route add default via 192.0.2.1 dev wan"+via)
 	// One address and port takes thousands of connections a second: the
 	// kernels around the contenders must not be what runs out of ports.
 	for _, h := range []*netns.Host{w.client, w.edge, w.dc} {
