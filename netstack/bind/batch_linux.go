@@ -144,8 +144,9 @@ func (r *receiver) read(k *kernelConn, bufs [][]byte, sh shape, spare []byte) (i
 	return r.got, nil
 }
 
+// recvmmsg does not wait: see sendmmsg.
 func (r *receiver) recvmmsg(fd uintptr) bool {
-	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.headers[0])),
+	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.headers[0])),
 		uintptr(r.want), unix.MSG_DONTWAIT, 0, 0)
 	r.got, r.errno = int(n), errno
 	return errno != unix.EAGAIN

@@ -75,8 +75,11 @@ func (m *sender) sendNow(fd uintptr) {
 	_ = unix.SetsockoptInt(int(fd), level, option, pieces)
 }
 
+// sendmmsg does not wait, and so does not tell Go's scheduler: that believes
+// after 20 µs that a call waits, gives the processor to another thread and has
+// the caller queue for one when it returns.
 func sendmmsg(fd uintptr, messages []unix.Mmsghdr) (int, syscall.Errno) {
-	n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(unsafe.SliceData(messages))),
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(unsafe.SliceData(messages))),
 		uintptr(len(messages)), unix.MSG_DONTWAIT, 0, 0)
 	return int(n), errno
 }

@@ -69,7 +69,7 @@ func (k *kernelStream) read() (*[streamBuffer]byte, int, error) {
 func (k *kernelStream) readNow(fd uintptr) bool {
 	buf := streamBuffers.Get().(*[streamBuffer]byte)
 	for {
-		n, err := syscall.Read(int(fd), buf[:])
+		n, err := rawRead(fd, buf[:])
 		switch {
 		case err == syscall.EINTR:
 			continue
@@ -95,7 +95,7 @@ func (k *kernelStream) write(b []byte) (int, error) {
 
 func (k *kernelStream) writeNow(fd uintptr) bool {
 	for k.n < len(k.out) {
-		n, err := syscall.Write(int(fd), k.out[k.n:])
+		n, err := rawWrite(fd, k.out[k.n:])
 		if n > 0 {
 			k.n += n
 			if k.waiting {
