@@ -22,6 +22,7 @@ import (
 
 	"github.com/warrenmesh/warren/connector/guard"
 	"github.com/warrenmesh/warren/netstack/netx"
+	"github.com/warrenmesh/warren/netstack/relay"
 )
 
 // Guard decides about the address that an alias led to; *guard.Guard is one.
@@ -169,7 +170,7 @@ const udpReadBuffer = 1 << 20
 func (d *Dialer) dial(ctx context.Context, proto string, dst netip.AddrPort) (net.Conn, error) {
 	conn, err := d.net.DialContext(ctx, proto, dst.String())
 	if u, ok := conn.(*net.UDPConn); ok && err == nil {
-		_ = u.SetReadBuffer(udpReadBuffer) // as much of it as the machine allows
+		relay.GrowBuffers(u, udpReadBuffer, 0) // as much of it as the machine allows
 	}
 	return conn, err
 }

@@ -12,9 +12,9 @@ import (
 )
 
 const (
-	// sessionQueue is what one session holds unread, in bytes: seven of the
-	// largest datagrams, or 256 of a common size.
-	sessionQueue = 512 << 10
+	// sessionQueue is what one session holds unread, in bytes: fifteen of the
+	// largest datagrams, or 512 of a common size: 120 ms of a flow of 5 MB/s.
+	sessionQueue = 1 << 20
 	// datagramOverhead is what a datagram costs beside its payload, so that
 	// empty ones are bounded too.
 	datagramOverhead = 64

@@ -63,8 +63,7 @@ func newUDPListener(s *Server, k key, pc net.PacketConn, spec Spec) (*udpListene
 	l := &udpListener{s: s, key: k, pc: socket, stop: make(chan struct{}), sessions: map[sessionKey]*session{}, census: newCensus()}
 	if u, ok := pc.(*net.UDPConn); ok {
 		l.many, _ = relay.NewSocket(u)
-		_ = u.SetReadBuffer(socketBuffer)
-		_ = u.SetWriteBuffer(socketBuffer)
+		relay.GrowBuffers(u, socketBuffer, socketBuffer)
 		if k.addr.Addr().IsUnspecified() {
 			info, err := askPacketInfo(u, spec.family())
 			if err != nil {

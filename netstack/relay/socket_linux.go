@@ -52,6 +52,26 @@ func NewSocket(c *net.UDPConn) (*Socket, error) {
 	return s, nil
 }
 
+// GrowBuffers asks for room in c's queues, bytes: as much as it says where the
+// process may pass the machine's limits (CAP_NET_ADMIN), else as much as they
+// allow. 0 leaves a queue as it is.
+func GrowBuffers(c *net.UDPConn, receive, send int) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		for _, o := range []struct{ forced, asked, size int }{
+			{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, receive},
+			{unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, send},
+		} {
+			if o.size > 0 && unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, o.forced, o.size) != nil {
+				_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, o.asked, o.size)
+			}
+		}
+	})
+}
+
 // mmsghdr is struct mmsghdr (recvmmsg(2)).
 type mmsghdr struct {
 	hdr unix.Msghdr

@@ -17,6 +17,16 @@ type Socket struct{}
 // NewSocket fails.
 func NewSocket(*net.UDPConn) (*Socket, error) { return nil, errors.ErrUnsupported }
 
+// GrowBuffers asks for room in c's queues, bytes; 0 leaves a queue as it is.
+func GrowBuffers(c *net.UDPConn, receive, send int) {
+	if receive > 0 {
+		_ = c.SetReadBuffer(receive)
+	}
+	if send > 0 {
+		_ = c.SetWriteBuffer(send)
+	}
+}
+
 func (s *Socket) next() (*netx.Batch, error) { return nil, errors.ErrUnsupported }
 
 // Receive is never called.
