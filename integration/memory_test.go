@@ -21,7 +21,7 @@ const (
 	idleFlowLimit = 12 << 10
 	fewFlowsLimit = 15 << 10 // where few flows share what the burst of their beginning leaves: holes in the heap, buffers
 	networkLimit  = 72 << 10 // at rest: it has no stack
-	syncedLimit   = 84 << 10 // of a network whose connector holds a sync: a TCP connection and an HTTP request more
+	syncedLimit   = 84 << 10 // of a network whose connector holds a sync: a TCP connection more
 )
 
 // TestMemoryOfIdleFlows opens thousands of connections, moves 64 KB each way
