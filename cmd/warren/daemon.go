@@ -8,8 +8,11 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
+
+	"github.com/warrenmesh/warren/host"
 )
 
 // daemonFlags are those of the commands that run or check a daemon.
@@ -73,6 +76,11 @@ func runs(c *cobra.Command, reloads bool, daemon func(context.Context, *signals)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		s := catchSignals(c.Context(), reloads)
 		defer s.stop()
+		ctx, cancel := context.WithCancel(c.Context())
+		var pacing sync.WaitGroup
+		pacing.Go(func() { host.Processors(ctx) })
+		defer pacing.Wait()
+		defer cancel()
 		return daemon(s.ctx, s)
 	}
 }
