@@ -101,11 +101,14 @@ func (g goal) String() string {
 		sign = "≤"
 	}
 	text := fmt.Sprintf("%s\t%s %s\t%s %s", word, g.testCase, g.metric, sign, trim(g.bound))
-	if g.by != "" {
-		text += " × " + g.by
+	switch {
+	case g.by == itself:
+		text += " × its own"
+	case g.by != "":
+		text += " × " + g.by + "'s"
 	}
 	if g.byCase != "" {
-		text += "'s " + g.byCase
+		text += " " + g.byCase
 	}
 	return text
 }
