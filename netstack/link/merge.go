@@ -210,14 +210,14 @@ func verify(b []byte, ip, headers int) (payload uint16, ok bool) {
 		return 0, false
 	}
 	payload = checksum.Checksum(b[headers:], 0)
-	return payload, fold(headerSum(b, ip, headers)+uint32(payload)) == 0xffff
+	return payload, fold(headerSum(b, len(b), ip, headers)+uint32(payload)) == 0xffff
 }
 
 // headerSum adds up what TCP's checksum covers before the payload: the pseudo
-// header and the TCP header.
-func headerSum(b []byte, ip, headers int) uint32 {
+// header and the TCP header, of a packet of total bytes that b begins.
+func headerSum(b []byte, total, ip, headers int) uint32 {
 	both, _ := addresses(b, ip)
-	return uint32(checksum.Checksum(both, 0)) + uint32(header.TCPProtocolNumber) + uint32(len(b)-ip) +
+	return uint32(checksum.Checksum(both, 0)) + uint32(header.TCPProtocolNumber) + uint32(total-ip) +
 		uint32(checksum.Checksum(b[ip:headers], 0))
 }
 
@@ -254,12 +254,15 @@ func (m *merger) send(r *run) {
 		m.e.deliverOne(m.to, protocol, head, m.trusted)
 		return
 	}
-	view := buffer.NewViewSize(r.total)
-	b := view.AsSlice() // nobody else has it yet
-	n := copy(b, head)
+	// The headers in a view of their own: gVisor keeps a reference to the view
+	// that they are in and then looks at them once more, which copies its chunk.
+	headers, payload := buffer.NewViewSize(r.headers), buffer.NewViewSize(r.total-r.headers)
+	b, data := headers.AsSlice(), payload.AsSlice() // nobody else has them yet
+	copy(b, head)
+	n := copy(data, head[r.headers:])
 	for i := r.first; i != r.last; {
 		i = m.behind[i]
-		n += copy(b[n:], m.packets[i][r.headers:])
+		n += copy(data[n:], m.packets[i][r.headers:])
 	}
 	if r.ip == header.IPv4MinimumSize {
 		binary.BigEndian.PutUint16(b[ip4Length:], uint16(r.total))
@@ -272,9 +275,11 @@ func (m *merger) send(r *run) {
 	if r.verified { // else a trusted peer's, and nobody looks at it
 		t := b[r.ip:]
 		binary.BigEndian.PutUint16(t[tcpChecksum:], 0)
-		binary.BigEndian.PutUint16(t[tcpChecksum:], ^fold(headerSum(b, r.ip, r.headers)+uint32(r.sum)))
+		binary.BigEndian.PutUint16(t[tcpChecksum:], ^fold(headerSum(b, r.total, r.ip, r.headers)+uint32(r.sum)))
 	}
-	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithView(view)})
+	whole := buffer.MakeWithView(payload)
+	_ = whole.Prepend(headers) // fails where it cannot grow
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: whole})
 	pkt.RXChecksumValidated = true
 	m.to.DeliverNetworkPacket(protocol, pkt)
 	pkt.DecRef()
