@@ -1,6 +1,7 @@
 // Package link is the gVisor link endpoint of one NIC: the doorway between a
-// network's stack and the tunnel. Outgoing packets wait in a bounded queue
-// until the tunnel reads them, many a call, straight into WireGuard's buffers;
+// network's stack and the tunnel. Outgoing packets wait in a bounded queue,
+// where flows take turns, until the tunnel reads them, many a call, straight
+// into WireGuard's buffers;
 // incoming packets are copied once into gVisor's own. TCP leaves the stack in
 // packets of up to 64 KiB (gVisor's host GSO), and Read cuts them into
 // segments; Deliver puts such segments together again.
@@ -12,8 +13,9 @@
 //     when the queue is full: RSTs have room of their own beyond it, ICMP is
 //     dropped and counted. ICMP errors that come in, whose handling takes the
 //     locks of sockets, are handed to a Deferrer.
-//   - Every other write blocks while the queue is full, so that a sender's TCP
-//     feels the tunnel's pace instead of losses; Close, and a session that is
+//   - Every other write blocks while the queue is full, but for small packets of
+//     flows that have no other there, so that a sender's TCP feels the tunnel's
+//     pace instead of losses; Close, and a session that is
 //     lost, wake the blocked. A Lossy endpoint, whose peers are many, drops.
 //
 // The package must never change a byte of what TCP or UDP carries, and never
@@ -44,7 +46,7 @@ const (
 
 // Defaults of Config. A queue of 1 MiB is 6 ms at 1.4 Gbit/s: long enough to
 // keep the tunnel busy between two reads, short enough to add no delay that a
-// person could feel.
+// person could feel to the flows that fill it; others do not wait behind them.
 const (
 	DefaultMaxPackets = 1024
 	DefaultMaxBytes   = 1 << 20
@@ -55,6 +57,12 @@ const (
 // and the one to the origin, until a keepalive minutes later. 12,000 clients
 // that connected and reset within 1.6 s left 981 of those behind.
 const resetRoom = 16384
+
+// sparseRoom is how many packets may wait beyond a full queue where each is the
+// only one of its flow and small (see credit): together at most 2 MiB. So
+// pings, requests and acknowledgements wait with no bulk writer. It is all
+// taken only where as many flows begin at once.
+const sparseRoom = 512
 
 // Config of an Endpoint.
 type Config struct {
@@ -91,7 +99,6 @@ type Endpoint struct {
 	rest   atomic.Bool // split holds a packet; for Len
 
 	mu     sync.Mutex
-	space  sync.Cond // signalled when the queue gets room, closes, or loses its session
 	queue  queue
 	open   bool
 	closed bool
@@ -112,7 +119,6 @@ func New(cfg Config) *Endpoint {
 	}
 	e := &Endpoint{cfg: cfg}
 	e.mtu.Store(uint32(cfg.MTU))
-	e.space.L = &e.mu
 	return e
 }
 
@@ -128,44 +134,47 @@ func (e *Endpoint) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) 
 	return n, nil
 }
 
-// enqueue appends pkt, waiting for room unless pkt is an answer. Full or not,
-// nothing keeps a RST out but a flood of them.
+// enqueue queues pkt, and waits until there is room for it unless it is an
+// answer. Full or not, nothing keeps a RST out but a flood of them, nor the
+// small packet of a flow that has no other but hundreds of such.
 func (e *Endpoint) enqueue(pkt *stack.PacketBuffer) {
+	key, size := turnKey(pkt), pkt.Size()
 	e.mu.Lock()
-	for e.open && !e.closed && e.fullLocked(pkt.Size()) {
-		if isReset(pkt) && e.queue.len() < e.cfg.MaxPackets+resetRoom {
-			break
-		}
-		if e.cfg.Lossy || isAnswer(pkt) {
-			e.mu.Unlock()
-			e.drops.Add(WhyQueueFull, 1)
-			return
-		}
-		e.space.Wait()
-	}
+	why, wait := "", false
 	switch {
 	case e.closed:
-		e.mu.Unlock()
-		e.drops.Add(WhyClosed, 1)
-		return
+		why = WhyClosed
 	case !e.open:
+		why = WhyNoSession
+	case e.queue.waiting.first == nil && !e.fullLocked(size):
+	case isReset(pkt) && e.roomLocked(resetRoom):
+	case isAnswer(pkt):
+		if e.fullLocked(size) {
+			why = WhyQueueFull
+		}
+	case e.queue.sparse(key, size) && e.roomLocked(sparseRoom):
+	case e.cfg.Lossy:
+		why = WhyQueueFull
+	default:
+		wait = true
+	}
+	if why != "" {
 		e.mu.Unlock()
-		e.drops.Add(WhyNoSession, 1)
+		e.drops.Add(why, 1)
+		return
+	}
+	pkt.IncRef()
+	if wait { // there is a packet before it, for which Ready was called
+		e.waitLocked(key, pkt)
+		e.mu.Unlock()
 		return
 	}
 	wasEmpty := e.queue.len() == 0
-	e.queue.push(pkt.IncRef())
+	e.queue.push(key, pkt)
 	e.mu.Unlock()
 	if wasEmpty && e.cfg.Ready != nil {
 		e.cfg.Ready()
 	}
-}
-
-// fullLocked reports whether a packet of size bytes has no room. One packet
-// always fits an empty queue.
-func (e *Endpoint) fullLocked(size int) bool {
-	n := e.queue.len()
-	return n >= e.cfg.MaxPackets || n > 0 && e.queue.bytes+size > e.cfg.MaxBytes
 }
 
 // isAnswer reports whether pkt is of a kind that the stack makes while it
@@ -213,7 +222,6 @@ func (e *Endpoint) SetOpen(open bool) {
 	if !open {
 		dropped = e.drainLocked()
 	}
-	e.space.Broadcast()
 	e.mu.Unlock()
 	if !open {
 		dropped += e.dropRest()
@@ -229,7 +237,6 @@ func (e *Endpoint) Close() {
 	e.mu.Lock()
 	e.closed = true
 	dropped := e.drainLocked()
-	e.space.Broadcast()
 	e.mu.Unlock()
 	dropped += e.dropRest()
 	if dropped > 0 {

@@ -99,8 +99,8 @@ func TestPacketsComeOutWholeAndInOrder(t *testing.T) {
 	if got != len(want) {
 		t.Errorf("read %d packets, want %d", got, len(want))
 	}
-	if e.queue.bytes != 0 || len(e.queue.ring) > keepRing {
-		t.Errorf("empty queue counts %d bytes and keeps a ring of %d", e.queue.bytes, len(e.queue.ring))
+	if e.queue != (queue{}) {
+		t.Errorf("an empty queue holds %+v", e.queue)
 	}
 }
 

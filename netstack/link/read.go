@@ -81,7 +81,7 @@ func (e *Endpoint) take(dst []*stack.PacketBuffer, room, mtu int) []*stack.Packe
 		n++
 	}
 	if n > 0 {
-		e.space.Broadcast()
+		e.wakeLocked()
 	}
 	return dst[:n]
 }
