@@ -31,6 +31,7 @@ type pair struct {
 	work   sync.WaitGroup
 	single bool                            // deliver packets one at a time
 	mangle func(packets [][]byte) [][]byte // what the path does, nil: nothing
+	moved  *atomic.Int64                   // counts the bytes from the first end, nil: nothing
 }
 
 func newPair(t testing.TB, v6 bool) *pair {
@@ -102,6 +103,9 @@ func (p *pair) carry(i int) {
 		packets = packets[:0]
 		for j := range n {
 			packets = append(packets, bufs[j][16:16+sizes[j]])
+			if p.moved != nil && i == 0 {
+				p.moved.Add(int64(sizes[j]))
+			}
 		}
 		if p.mangle != nil {
 			packets = p.mangle(packets)
