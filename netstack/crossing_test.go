@@ -1,4 +1,4 @@
-package relay_test
+package netstack_test
 
 import (
 	"context"
