@@ -119,6 +119,9 @@ func TestPathMTU(t *testing.T) {
 	d := deploy(t, streamApps)
 	var tokyo streamOrigin
 	listen(t, d.tokyo, "10.0.0.10:9004", tokyo.serve)
+	// The provider's filter is to see the datagrams, not what they are cut from.
+	d.trunk.Frames()
+	d.tokyo1Cable.Frames()
 	const silent = `chain %s {
 		type filter hook %[1]s priority 0
 		icmp type destination-unreachable drop

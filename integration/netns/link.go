@@ -83,6 +83,17 @@ func (l *Link) SetMTUAtB(mtu int) {
 	l.b.IP(fmt.Sprintf("link set %s mtu %d", l.nameB, mtu))
 }
 
+// Frames makes both ends send frames that the MTU allows, as on a wire. Without
+// it what a kernel has yet to cut up (TCP's segments, runs of datagrams by
+// UDP_SEGMENT) goes over the cable in one piece, and a filter on the way sees
+// one packet of up to 64 KiB where a router would see many: call it where a
+// rule looks at sizes or counts.
+func (l *Link) Frames() {
+	l.lab.tb.Helper()
+	l.a.IP("link set " + l.nameA + " gso_max_segs 1")
+	l.b.IP("link set " + l.nameB + " gso_max_segs 1")
+}
+
 // Filter installs an nftables ruleset on the host, in a table of the given
 // name, in the place of an earlier one of that name. chains is the inside of
 // "table inet NAME { … }"; empty removes the table.

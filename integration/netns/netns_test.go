@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/warrenmesh/warren/integration/proc"
 	"github.com/warrenmesh/warren/integration/require"
@@ -176,6 +177,61 @@ func TestFilterDropsAndCounts(t *testing.T) {
 	p.router.Filter("cut", "")
 	if err := roundTrip(t.Context(), p.left, "198.51.100.2:7", "back"); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A run of datagrams that its sender's kernel is to cut crosses a cable in one
+// piece, unless the cable carries frames.
+func TestFramesAreWhatARouterSees(t *testing.T) {
+	p := newPair(t)
+	sink, err := p.left.ListenPacket(t.Context(), "udp", "192.0.2.2:9") // or its host answers that nobody is there
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
+	conn, err := p.right.Dial(t.Context(), "udp", "192.0.2.2:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.UDPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cerr := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, 1000)
+	}); cerr != nil || err != nil {
+		t.Fatal(cerr, err)
+	}
+	for _, test := range []struct {
+		name    string
+		prepare func()
+		packets uint64
+	}{
+		{"in one piece", func() {}, 1},
+		{"in frames", p.cable.Frames, 8},
+	} {
+		test.prepare()
+		p.router.Filter("seen", `
+			counter seen { }
+			chain forward {
+				type filter hook forward priority 0
+				ip daddr 192.0.2.2 counter name seen
+			}`)
+		if _, err := conn.Write(make([]byte, 8000)); err != nil {
+			t.Fatal(err)
+		}
+		// veth hands over in the sender's own call, or a softirq later.
+		for start := time.Now(); ; time.Sleep(time.Millisecond) {
+			packets, _ := p.router.Counter("seen", "seen")
+			if packets == test.packets {
+				break
+			}
+			if packets > test.packets || time.Since(start) > 5*time.Second {
+				t.Errorf("%s: the router has seen %d packets, want %d", test.name, packets, test.packets)
+				break
+			}
+		}
 	}
 }
 
