@@ -59,9 +59,16 @@ const (
 // everything in flight for each acknowledgement. On a machine that others kept
 // busy RACK began two to four recoveries for each loss, and one stream over the
 // path of 20 ms had 0.6 - 2.4 MB/s with RACK and CUBIC, 1.6 - 2.7 with SACK.
+//
+// gVisor's CUBIC may close the window for ever, so it is Reno. After timeouts
+// one upon the other its W_max is about 1, and until K has passed W_cubic(t) is
+// less; getCwnd then takes the window from 2 to 1 and from 1 to 0 packets, where
+// RFC 9438 section 4.4 never lets it shrink. With 0 nothing is sent, no timer
+// runs, and the flow stands still: so did a few in a hundred after ten seconds of
+// loss (integration.TestPathMTU).
 const (
 	lossRecovery      = tcpip.TCPRACKLossDetection // RFC 8985
-	congestionControl = tcpip.CongestionControlOption("cubic")
+	congestionControl = tcpip.CongestionControlOption("reno")
 )
 
 // tune sets the options of a fresh stack.
