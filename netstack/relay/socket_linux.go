@@ -188,7 +188,8 @@ func (s *Socket) readNow(fd uintptr) bool {
 		h.SetControllen(ControlSpace)
 	}
 	for {
-		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&in.messages[0])), netx.BatchSize, unix.MSG_DONTWAIT, 0, 0)
+		// It does not wait: see rawRead.
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&in.messages[0])), netx.BatchSize, unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case 0:
 			in.n = int(n)
@@ -402,7 +403,7 @@ func appendSegment(b []byte, size int) []byte {
 
 func (out *outgoing) sendNow(fd uintptr) bool {
 	for out.sent < out.n {
-		n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&out.messages[out.sent])), uintptr(out.n-out.sent), unix.MSG_DONTWAIT, 0, 0)
+		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&out.messages[out.sent])), uintptr(out.n-out.sent), unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
 		case 0:
 			out.sent += int(n)
