@@ -60,7 +60,8 @@ func build(root, path string) error {
 	}
 	args := []string{"build", "-o", path}
 	if raceEnabled {
-		args = append(args, "-race")
+		// Built for its profile as well it would take minutes more.
+		args = append(args, "-race", "-pgo=off")
 	}
 	cmd := exec.Command("go", append(args, "./cmd/warren")...)
 	cmd.Dir = root
