@@ -17,20 +17,18 @@ func TestKeptFlow(t *testing.T) {
 	flows := make(chan kept, 2)
 	s := newServer(t, func(_ context.Context, a ingress.Accepted) { flows <- kept{a.Conn, a.Keep()} })
 	at := listen(t, s, ingress.Spec{App: "db", Network: "tcp", Addr: loopback, MaxFlows: 1})["db"]
-	dial := func() net.Conn {
-		c, err := net.Dial("tcp", at.String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		return c
+	client, err := net.Dial("tcp", at.String())
+	if err != nil {
+		t.Fatal(err)
 	}
-	client := dial()
 	defer client.Close()
 	first := <-flows // its handler has returned, or is about to
-	turnedAway := dial()
-	defer turnedAway.Close()
-	if _, err := turnedAway.Read(make([]byte, 1)); err == nil {
-		t.Error("a flow more than there may be was let in")
+	// It is let in and reset, and the reset may come before Dial returns.
+	if turnedAway, err := net.Dial("tcp", at.String()); err == nil {
+		defer turnedAway.Close()
+		if _, err := turnedAway.Read(make([]byte, 1)); err == nil {
+			t.Error("a flow more than there may be was let in")
+		}
 	}
 	ended := make(chan error, 1)
 	ctx, cut := context.WithCancel(t.Context())
