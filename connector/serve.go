@@ -180,7 +180,8 @@ func (c *Connector) complain(e *edge, proto string, r request, result string, er
 // dial opens the origin's side of an admitted flow, or answers the edge with
 // why it cannot. The dial ends with the flow, and with the edge's NIC.
 func (c *Connector) dial(e *edge, proto string, r request, f *admitted) (net.Conn, bool) {
-	defer context.AfterFunc(r.Context(), func() { f.cancel(context.Canceled) })()
+	cancel := f.cancel // which handOver forgets
+	defer context.AfterFunc(r.Context(), func() { cancel(context.Canceled) })()
 	private, err := c.origin.DialContext(f.ctx, proto, r.Destination())
 	if err != nil {
 		r.Reject(err)
