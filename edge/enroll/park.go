@@ -146,8 +146,10 @@ func (r *Registry) syncParked(at place, key wgtypes.Key, req wire.SyncRequest) (
 
 // park takes the connection from net/http. The request's body was read.
 func (p *parked) park(w http.ResponseWriter) error {
+	p.lot.all.Add(1) // before net/http counts it no more
 	_, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
+		p.lot.all.Done()
 		p.lot.registry.giveUp(p.key, p.hold)
 		return fmt.Errorf("parking a connection: %w", err)
 	}
@@ -155,7 +157,6 @@ func (p *parked) park(w http.ResponseWriter) error {
 	p.conn.early = bytes.Clone(p.conn.early)
 	l := p.lot
 	l.registry.metrics.held.Add(1)
-	l.all.Add(1)
 	l.mu.Lock()
 	l.parked[p] = struct{}{}
 	if l.stopping != nil {
