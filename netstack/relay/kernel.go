@@ -14,7 +14,7 @@ import (
 // kernelStream reads and writes a kernel TCP socket through its descriptor,
 // so that a buffer is taken only for the moment of the system call and a
 // write can tell that it is blocked. It makes the calls that net.TCPConn
-// would make, no more. A kernelStream is used by one goroutine for reading
+// would make, no more, past the scheduler (rawRead). A kernelStream is used by one goroutine for reading
 // or by one for writing, never by one for each.
 //
 // Only a *net.TCPConn itself qualifies: a type that embeds one may hold bytes

@@ -76,7 +76,6 @@ func GrowBuffers(c *net.UDPConn, receive, send int) {
 type mmsghdr struct {
 	hdr unix.Msghdr
 	len uint32
-	_   [4]byte
 }
 
 // An intake is where datagrams are received into. Small ones lie side by side
@@ -297,8 +296,8 @@ func (s *Socket) SendTo(datagrams [][]byte, to netip.AddrPort, control []byte) (
 	out := outboxes.Get().(*outgoing)
 	defer out.release()
 	sent := 0
+	segment := int(s.segment.Load())
 	for sent < len(datagrams) {
-		segment := int(s.segment.Load())
 		out.fill(datagrams[sent:], segment, to, control)
 		err := s.raw.Write(out.try)
 		if err == nil && out.err != 0 {
@@ -312,7 +311,11 @@ func (s *Socket) SendTo(datagrams [][]byte, to netip.AddrPort, control []byte) (
 		// A run may be refused for what its datagrams would not be: by a device
 		// that is too narrow for one of them, or cannot cut (udp(7)).
 		if out.refusedRun() {
-			s.segment.CompareAndSwap(int32(segment), int32(min(segment, len(datagrams[failed]))-1))
+			segment = min(segment, len(datagrams[failed])) - 1
+			// What is narrow on the way to one client says nothing of others.
+			if !to.IsValid() || out.err == unix.EIO {
+				s.segment.Store(int32(segment))
+			}
 			continue
 		}
 		return sent, err
