@@ -27,10 +27,11 @@ const (
 // processor at rest the runtime wakes it for each of them, which costs more than
 // what the goroutine does. So a process that does little is quicker on one; one
 // that is busy gets more, up to what it began with. It does nothing where the
-// environment says GOMAXPROCS, or where there is one processor.
+// environment says GOMAXPROCS, or where there is one processor. A limit of the
+// container's that changes later is not seen.
 func Processors(ctx context.Context) {
 	most := runtime.GOMAXPROCS(0)
-	if most == 1 || os.Getenv("GOMAXPROCS") != "" {
+	if most == 1 || os.Getenv("GOMAXPROCS") != "" || processorTime() == 0 {
 		return
 	}
 	p := pace{most: most, now: 1}

@@ -100,6 +100,9 @@ func (n *NIC) lend(addr netip.Addr) bool {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if _, own := n.assigned[addr]; own {
+		return false
+	}
 	n.lent[addr]++
 	if n.lent[addr] == 1 {
 		n.addAddress(addr)

@@ -38,11 +38,11 @@ func (n *NIC) listenPacket(ctx context.Context, network string, local netip.Addr
 	ctx, cancel := context.WithCancel(ctx)
 	c := &PacketConn{nic: n, cancel: cancel}
 	c.in.init(&n.unread)
-	n.assign(local.Addr())
 	if err := n.addSocket(c, local); err != nil {
 		cancel()
 		return nil, err
 	}
+	n.assign(local.Addr())
 	if !n.addListener(c) {
 		_ = c.Close()
 		return nil, ErrAborted

@@ -21,9 +21,6 @@ const (
 	// A stack that is Small. A message of control has at most 256 KiB.
 	smallDefault, smallMax = 64 << 10, 256 << 10
 
-	udpBuffer    = 512 << 10 // eight of the largest datagrams, each way
-	udpBufferMax = 4 << 20
-
 	// edgeTimeWait is short because the edge's ports are the scarce thing:
 	// 60 s would allow 825 connects a second to one address. It cannot be
 	// zero: late segments of the old flow must meet TIME_WAIT, not a new one.
@@ -94,14 +91,6 @@ func tune(gv *stack.Stack, cfg Config) error {
 	options := []tcpip.SettableTransportProtocolOption{&sack, &moderate, &delay, &receive, &send, &linger, &timeWait, &reuse, &recovery, &control}
 	for _, option := range options {
 		if err := gv.SetTransportProtocolOption(tcp.ProtocolNumber, option); err != nil {
-			return fmt.Errorf("setting %T: %s", option, err)
-		}
-	}
-	for _, option := range []any{
-		tcpip.SendBufferSizeOption{Min: 4 << 10, Default: udpBuffer, Max: udpBufferMax},
-		tcpip.ReceiveBufferSizeOption{Min: 4 << 10, Default: udpBuffer, Max: udpBufferMax},
-	} {
-		if err := gv.SetOption(option); err != nil {
 			return fmt.Errorf("setting %T: %s", option, err)
 		}
 	}

@@ -47,7 +47,7 @@ func validUDP(b []byte) bool {
 		src, dst, udp, network = ip.SourceAddress(), ip.DestinationAddress(), ip.Payload(), header.IPv4ProtocolNumber
 	case 6:
 		ip := header.IPv6(b)
-		if !ip.IsValid(len(b)) || ip.TransportProtocol() != header.UDPProtocolNumber {
+		if !ip.IsValid(len(b)) || ip.NextHeader() != uint8(header.UDPProtocolNumber) {
 			return false
 		}
 		src, dst, udp, network = ip.SourceAddress(), ip.DestinationAddress(), ip.Payload(), header.IPv6ProtocolNumber

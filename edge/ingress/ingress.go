@@ -41,7 +41,7 @@ type Accepted struct {
 }
 
 // Handler serves one flow. It is called on a goroutine of its own and owns
-// a.Conn; whatever it left open is closed when it returns. ctx is cancelled
+// a.Conn; whatever it left open, and did not keep, is closed when it returns. ctx is cancelled
 // when the server has no more time for its flows; the handler must return
 // then, and a flow that was kept must end.
 type Handler func(ctx context.Context, a Accepted)
@@ -92,7 +92,7 @@ type Server struct {
 
 	ctx    context.Context // of the flows
 	cancel context.CancelCauseFunc
-	flows  sync.WaitGroup // one for each running handler
+	flows  sync.WaitGroup // one for each flow: until its handler returns, or done is called where it was kept
 	loops  sync.WaitGroup // one for each socket's reader
 
 	mu        sync.Mutex

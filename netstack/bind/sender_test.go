@@ -5,7 +5,6 @@ package bind
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
@@ -459,7 +458,7 @@ func TestRandomSizesArriveInOrderAndWhole(t *testing.T) {
 			}
 			for i, want := range bufs {
 				if d := o.next(t); d.data != string(want) {
-					t.Fatal(fmt.Sprintf("seed %d, %s: datagram %d of %d has %d bytes, want %d", seed, addr, i, len(bufs), len(d.data), len(want)))
+					t.Fatalf("seed %d, %s: datagram %d of %d has %d bytes, want %d", seed, addr, i, len(bufs), len(d.data), len(want))
 				}
 			}
 		}
