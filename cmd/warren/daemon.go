@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"strings"
 	"sync"
 
@@ -70,12 +71,21 @@ func (f *daemonFlags) newLog(c *cobra.Command, p *program, level slog.Level) (*s
 	return nil, wrongUsage(c, "choosing the log's format: %q is neither text nor json", format)
 }
 
+// collectAt is the garbage collector's target (GOGC) of a daemon. What grows in
+// bursts is WireGuard's buffers of 64 KiB, which it lets go of only when the
+// collector runs: with 50 instead of 100 an edge grew by 53 MiB under a flood of
+// guests instead of 95 to 109.
+const collectAt = 50
+
 // runs makes c the command that runs a daemon until a signal ends it; reloads
 // tells whether SIGHUP means something to it.
 func runs(c *cobra.Command, reloads bool, daemon func(context.Context, *signals) error) {
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		s := catchSignals(c.Context(), reloads)
 		defer s.stop()
+		if os.Getenv("GOGC") == "" {
+			debug.SetGCPercent(collectAt)
+		}
 		ctx, cancel := context.WithCancel(c.Context())
 		var pacing sync.WaitGroup
 		pacing.Go(func() { host.Processors(ctx) })
