@@ -38,10 +38,10 @@ const (
 	// DefaultBatch: two devices over loopback on two cores (BenchmarkDevicePair)
 	// spend 2.96, 2.77 and 2.77 µs of processor a packet at batches of 32, 64
 	// and 128 (3.5 with upstream's Bind), while the device's buffers take 2, 4
-	// and 8 MB of heap. Between namespaces, one stream of bulk, 128 costs edge
-	// and connector together 3.40 s/GB and 64 3.82; with eight streams there is
-	// no difference. It is what the device's own buffers hold anyway.
-	DefaultBatch = 128
+	// and 8 MB of heap. 64 holds a whole message. Between namespaces, one stream
+	// of bulk, 128 costs edge and connector together 3.40 s/GB and 64 3.82, but
+	// an edge that guests flood then grows by 64 to 71 MiB instead of 53.
+	DefaultBatch = 64
 	maxBatch     = conn.IdealBatchSize
 	// defaultBuffer: in bulk between namespaces, 1 to 128 streams, two cores for
 	// everything, no socket dropped anything at 4 MiB; a larger one would only
