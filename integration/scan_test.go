@@ -136,28 +136,33 @@ func (d *deployment) testStrangerIsIgnored(t *testing.T) {
 }
 
 // udpPort is the first UDP port that is open on a host: a connector's host has
-// one, which may be of either family.
+// one, which serves both families.
 func udpPort(t *testing.T, host *netns.Host) uint16 {
 	t.Helper()
-	var table []byte
+	var line string
 	err := pollFor(t, 5*time.Second, func() error {
-		return host.Do(func() (err error) {
-			if table, err = os.ReadFile("/proc/thread-self/net/udp"); err == nil && strings.Count(string(table), "\n") < 2 {
-				err = proc.Fatal(fmt.Errorf("no UDP port is open on host %q", host.Name()))
+		return host.Do(func() error {
+			for _, file := range []string{"udp6", "udp"} {
+				table, err := os.ReadFile("/proc/thread-self/net/" + file)
+				if err != nil {
+					return err
+				}
+				if lines := strings.Split(string(table), "\n"); len(lines) > 2 {
+					line = lines[1]
+					return nil
+				}
 			}
-			return err
+			return proc.Fatal(fmt.Errorf("no UDP port is open on host %q", host.Name()))
 		})
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	var (
-		slot string
-		addr uint32
-		port uint16
+		slot, addr string
+		port       uint16
 	)
-	line := strings.Split(string(table), "\n")[1]
-	if _, err := fmt.Sscanf(line, "%s %08X:%04X", &slot, &addr, &port); err != nil {
+	if _, err := fmt.Sscanf(strings.Replace(line, ":", " ", 2), "%s %s %04X", &slot, &addr, &port); err != nil {
 		t.Fatalf("reading %q: %v", line, err)
 	}
 	return port
