@@ -29,16 +29,14 @@ func BenchmarkRead(b *testing.B) {
 	one.GSOOptions = stack.GSO{}
 	large := segment{flags: header.TCPFlagAck, payload: make([]byte, segments*benchMSS)}.packet(rng, benchMSS)
 	for _, bc := range []struct {
-		name      string
-		pkt       *stack.PacketBuffer
-		times     int
-		checksums bool
-	}{{"plain", one, segments, true}, {"split", large, 1, true}, {"split, no checksums", large, 1, false}} {
+		name  string
+		pkt   *stack.PacketBuffer
+		times int
+	}{{"plain", one, segments}, {"split", large, 1}} {
 		b.Run(bc.name, func(b *testing.B) {
 			e := New(Config{MTU: 1400, Deferrer: nil})
 			defer e.Close()
 			e.SetOpen(true)
-			e.SetChecksums(bc.checksums)
 			bufs, sizes := buffers(128, 2048)
 			var list stack.PacketBufferList
 			for range bc.times {
@@ -60,20 +58,17 @@ func BenchmarkRead(b *testing.B) {
 func BenchmarkDeliver(b *testing.B) {
 	const segments = 128
 	for _, bc := range []struct {
-		name    string
-		flows   int
-		flags   header.TCPFlags
-		trusted bool
+		name  string
+		flows int
+		flags header.TCPFlags
 	}{
-		{"plain", 1, header.TCPFlagAck | header.TCPFlagPsh, false},
-		{"merge", 1, header.TCPFlagAck, false},
-		{"merge, trusted", 1, header.TCPFlagAck, true},
-		{"merge 8 mixed", 8, header.TCPFlagAck, false},
-		{"128 mixed", 128, header.TCPFlagAck, false},
+		{"plain", 1, header.TCPFlagAck | header.TCPFlagPsh},
+		{"merge", 1, header.TCPFlagAck},
+		{"merge 8 mixed", 8, header.TCPFlagAck},
+		{"128 mixed", 128, header.TCPFlagAck},
 	} {
 		b.Run(bc.name, func(b *testing.B) {
 			e := New(Config{MTU: 1400})
-			e.SetTrusted(bc.trusted)
 			s := &sink{}
 			e.Attach(s)
 			var batch [][]byte

@@ -13,11 +13,6 @@ import (
 // one IP packet, already checked; it is copied, so the caller keeps the
 // slices. Segments of a TCP flow that follow one another are given to the
 // stack as one packet. Deliver never blocks, and keeps nothing back.
-//
-// A packet whose TCP checksum need not be looked at again has
-// RXChecksumValidated set: one that was merged, and each of a peer that is
-// trusted (see SetTrusted). gVisor itself sets that field anew, for the whole
-// NIC, to what the endpoint's Capabilities say.
 func (e *Endpoint) Deliver(packets [][]byte) {
 	e.dispatcherMu.RLock()
 	dispatcher := e.dispatcher
@@ -28,16 +23,15 @@ func (e *Endpoint) Deliver(packets [][]byte) {
 	}
 	for len(packets) > 0 {
 		n := min(len(packets), maxBatch)
-		m := merger{e: e, to: dispatcher, trusted: e.trusted.Load(), packets: packets[:n]}
+		m := merger{e: e, to: dispatcher, packets: packets[:n]}
 		m.deliver()
 		packets = packets[n:]
 	}
 }
 
 // deliverOne gives the stack a packet as it came.
-func (e *Endpoint) deliverOne(to stack.NetworkDispatcher, protocol tcpip.NetworkProtocolNumber, b []byte, validated bool) {
+func (e *Endpoint) deliverOne(to stack.NetworkDispatcher, protocol tcpip.NetworkProtocolNumber, b []byte) {
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b)})
-	pkt.RXChecksumValidated = validated
 	if isICMPError(protocol, b) {
 		e.deferPacket(to, protocol, pkt)
 		return

@@ -12,9 +12,9 @@ import (
 // flow.
 var flowSeed = maphash.MakeSeed()
 
-// turnKey names the flow, for its turns, of a packet: a hash of addresses, protocol and ports.
-// Two flows that meet in one of its 2^64 values only share a turn. It is never
-// sharedFlow.
+// turnKey names the flow, for its turns, of a packet: a hash of addresses,
+// protocol and ports. Two flows that meet in one of its 2^64 values only share
+// a turn. It is never sharedFlow.
 func turnKey(pkt *stack.PacketBuffer) uint64 {
 	var headers [header.IPv4MaximumHeaderSize + 4]byte
 	at := start(pkt)

@@ -1,10 +1,9 @@
 // Package link is the gVisor link endpoint of one NIC: the doorway between a
 // network's stack and the tunnel. Outgoing packets wait in a bounded queue,
 // where flows take turns, until the tunnel reads them, many a call, straight
-// into WireGuard's buffers;
-// incoming packets are copied once into gVisor's own. TCP leaves the stack in
-// packets of up to 64 KiB (gVisor's host GSO), and Read cuts them into
-// segments; Deliver puts such segments together again.
+// into WireGuard's buffers; incoming packets are copied once into gVisor's own.
+// TCP leaves the stack in packets of up to 64 KiB (gVisor's host GSO), and Read
+// cuts them into segments; Deliver puts such segments together again.
 //
 // Two rules keep the tunnel from deadlock (the stack's locks are held while
 // it writes, and the tunnel's while it delivers):
@@ -15,14 +14,15 @@
 //     locks of sockets, are handed to a Deferrer.
 //   - Every other write blocks while the queue is full, but for small packets of
 //     flows that have no other there, so that a sender's TCP feels the tunnel's
-//     pace instead of losses; Close, and a session that is
-//     lost, wake the blocked. A Lossy endpoint, whose peers are many, drops.
+//     pace instead of losses; Close, and a session that is lost, wake the
+//     blocked. A Lossy endpoint, whose peers are many, drops.
 //
 // The package must never change a byte of what TCP or UDP carries, and never
 // drop a packet without counting it.
 package link
 
 import (
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 
@@ -38,7 +38,7 @@ const (
 	WhyQueueFull  = "queue_full"   // an answer made inside Deliver found the queue full, or anything a Lossy one
 	WhyNoSession  = "no_session"   // the peer has no live session; staged packets would only be late
 	WhyClosed     = "closed"       // the NIC is going
-	WhyOversize   = "oversize"     // larger than the buffer it was to be read into
+	WhyOversize   = "oversize"     // larger than the buffer it was to be read into, or TCP's in a shape that Read cannot cut
 	WhyDetached   = "detached"     // no stack is attached
 	WhyVersion    = "version"      // neither IPv4 nor IPv6
 	WhyErrorQueue = "icmp_backlog" // too many ICMP errors wait for the Deferrer
@@ -88,14 +88,11 @@ type Endpoint struct {
 	dispatcherMu sync.RWMutex
 	dispatcher   stack.NetworkDispatcher
 
-	unsummed atomic.Bool // see SetChecksums
-	trusted  atomic.Bool // see SetTrusted
-
 	// readMu is held for the whole of Read, and by who takes from the reader
 	// what it has not read to the end. It is locked before mu, never after.
 	readMu sync.Mutex
 	split  splitter
-	tcpID  uint16      // IPv4 id of the last TCP segment
+	tcpID  uint16      // IPv4 id of the last TCP segment; begins anywhere
 	rest   atomic.Bool // split holds a packet; for Len
 
 	mu     sync.Mutex
@@ -117,7 +114,7 @@ func New(cfg Config) *Endpoint {
 	if cfg.MaxBytes <= 0 {
 		cfg.MaxBytes = DefaultMaxBytes
 	}
-	e := &Endpoint{cfg: cfg}
+	e := &Endpoint{cfg: cfg, tcpID: uint16(rand.Uint32())}
 	e.mtu.Store(uint32(cfg.MTU))
 	return e
 }
@@ -126,12 +123,10 @@ func New(cfg Config) *Endpoint {
 // reference to each packet that it keeps and always reports all of them as
 // written: what it drops is counted here.
 func (e *Endpoint) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
-	n := 0
 	for _, pkt := range pkts.AsSlice() {
 		e.enqueue(pkt)
-		n++
 	}
-	return n, nil
+	return pkts.Len(), nil
 }
 
 // enqueue queues pkt, and waits until there is room for it unless it is an

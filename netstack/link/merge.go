@@ -31,14 +31,13 @@ const (
 //   - equal TOS and TTL (traffic class, flow label and hop limit), DF, ack
 //     number, window and TCP options, timestamps included;
 //   - flags ACK alone; PSH ends the run and is kept;
-//   - each with a right checksum, but from a trusted peer.
+//   - each with a right checksum.
 //
 // All else goes on at once, behind what its flow has open. So the stack sees
 // the segments of a flow in the order in which they came.
 type merger struct {
 	e       *Endpoint
 	to      stack.NetworkDispatcher
-	trusted bool
 	packets [][]byte
 	behind  [maxBatch]uint8 // the next segment of packet i's run
 	runs    [maxRuns]run    // the first n are open, the oldest first
@@ -51,11 +50,10 @@ type run struct {
 	key         uint64 // see flowKey
 	first, last uint8  // indexes of packets, chained by behind
 	count       uint8
-	verified    bool // the checksums were right, and sum is the payload's
-	ip, headers int  // lengths of the IP header, and of both headers
-	total       int  // bytes so far, with one pair of headers
+	ip, headers int // lengths of the IP header, and of both headers
+	total       int // bytes so far, with one pair of headers
 	next        uint32
-	sum         uint16
+	sum         uint16 // of the payload's words, once count is above 1
 }
 
 // deliver gives all packets to the stack, merged where that can be.
@@ -72,7 +70,7 @@ func (m *merger) deliver() {
 				m.flushAll()
 			}
 			if !m.datagram(b) {
-				m.e.deliverOne(m.to, protocol, b, false)
+				m.e.deliverOne(m.to, protocol, b)
 			}
 			continue
 		}
@@ -88,7 +86,7 @@ func (m *merger) deliver() {
 				m.flush(at)
 			}
 		case pushed || !mayMerge(b, ip, headers):
-			m.e.deliverOne(m.to, protocol, b, m.trusted)
+			m.e.deliverOne(m.to, protocol, b)
 		default:
 			m.open(i, key, b, ip, headers)
 		}
@@ -171,21 +169,19 @@ func (m *merger) extend(r *run, i int, b []byte) bool {
 		!sameIP(head, b, r.ip) {
 		return false
 	}
-	if !m.trusted {
-		if !r.verified {
-			if r.sum, r.verified = verify(head, r.ip, r.headers); !r.verified {
-				return false
-			}
-		}
-		sum, ok := verify(b, r.ip, r.headers)
-		if !ok {
+	sum, ok := verify(b, r.ip, r.headers)
+	if !ok {
+		return false
+	}
+	if r.count == 1 { // nobody has looked at the first yet
+		if r.sum, ok = verify(head, r.ip, r.headers); !ok {
 			return false
 		}
-		if (r.total-r.headers)%2 == 1 { // its bytes change places within the words
-			sum = sum<<8 | sum>>8
-		}
-		r.sum = checksum.Combine(r.sum, sum)
 	}
+	if (r.total-r.headers)%2 == 1 { // its bytes change places within the words
+		sum = sum<<8 | sum>>8
+	}
+	r.sum = checksum.Combine(r.sum, sum)
 	m.behind[r.last] = uint8(i)
 	r.last = uint8(i)
 	r.count++
@@ -251,7 +247,7 @@ func (m *merger) send(r *run) {
 	head := m.packets[r.first]
 	protocol, _ := networkProtocol(head)
 	if r.count == 1 {
-		m.e.deliverOne(m.to, protocol, head, m.trusted)
+		m.e.deliverOne(m.to, protocol, head)
 		return
 	}
 	// The headers in a view of their own: gVisor keeps a reference to the view
@@ -272,15 +268,12 @@ func (m *merger) send(r *run) {
 		binary.BigEndian.PutUint16(b[4:], uint16(r.total-r.ip))
 	}
 	b[r.ip+tcpFlags] |= m.packets[r.last][r.ip+tcpFlags] & flagPSH
-	if r.verified { // else a trusted peer's, and nobody looks at it
-		t := b[r.ip:]
-		binary.BigEndian.PutUint16(t[tcpChecksum:], 0)
-		binary.BigEndian.PutUint16(t[tcpChecksum:], ^fold(headerSum(b, r.total, r.ip, r.headers)+uint32(r.sum)))
-	}
+	t := b[r.ip:]
+	binary.BigEndian.PutUint16(t[tcpChecksum:], 0)
+	binary.BigEndian.PutUint16(t[tcpChecksum:], ^fold(headerSum(b, r.total, r.ip, r.headers)+uint32(r.sum)))
 	whole := buffer.MakeWithView(payload)
 	_ = whole.Prepend(headers) // fails where it cannot grow
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: whole})
-	pkt.RXChecksumValidated = true
 	m.to.DeliverNetworkPacket(protocol, pkt)
 	pkt.DecRef()
 }

@@ -14,22 +14,16 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// delivered is one packet as the stack got it.
-type delivered struct {
-	b         []byte
-	validated bool
-}
-
 // recorder is a fake of the stack's side that keeps what is delivered.
 type recorder struct {
 	stack.NetworkDispatcher
-	got []delivered
+	got [][]byte
 }
 
 func (r *recorder) DeliverNetworkPacket(_ tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) {
 	v := pkt.ToView()
 	defer v.Release()
-	r.got = append(r.got, delivered{slices.Clone(v.AsSlice()), pkt.RXChecksumValidated})
+	r.got = append(r.got, slices.Clone(v.AsSlice()))
 }
 
 func recording(t testing.TB) (*Endpoint, *recorder) {
@@ -63,7 +57,7 @@ func sound(b []byte) bool {
 // said is the oracle: what a list of packets says to each flow, in a form in
 // which it does not matter how the bytes were cut into packets. Packets that
 // are not plain TCP, or not sound, say themselves.
-func said(packets [][]byte, trusted bool) map[string][]string {
+func said(packets [][]byte) map[string][]string {
 	flows := map[string][]string{}
 	for _, b := range packets {
 		ip, headers, ok := parseTCP(b)
@@ -73,7 +67,7 @@ func said(packets [][]byte, trusted bool) map[string][]string {
 		}
 		both, _ := addresses(b, ip)
 		flow := string(both) + string(b[ip:ip+4])
-		if !trusted && !sound(b) {
+		if !sound(b) {
 			flows[flow] = append(flows[flow], "unsound "+string(b))
 			continue
 		}
@@ -96,21 +90,20 @@ func said(packets [][]byte, trusted bool) map[string][]string {
 	return flows
 }
 
-// checkMerged compares what was delivered with what came.
-func checkMerged(t *testing.T, in [][]byte, got []delivered, trusted bool) {
+// checkMerged compares what was delivered with what came: the same to each
+// flow, and each packet either as it came or sound.
+func checkMerged(t *testing.T, in, got [][]byte) {
 	t.Helper()
-	var out [][]byte
-	for _, d := range got {
-		out = append(out, d.b)
-		_, _, tcp := parseTCP(d.b)
-		if d.validated && !(tcp && (trusted || sound(d.b))) {
-			t.Errorf("validated, and is not sound: %x", d.b)
-		}
-		if trusted && tcp && !d.validated {
-			t.Errorf("a trusted peer's packet is not marked: %x", d.b)
+	came := map[string]bool{}
+	for _, b := range in {
+		came[string(b)] = true
+	}
+	for _, b := range got {
+		if !came[string(b)] && !sound(b) {
+			t.Errorf("merged, and is not sound: %x", b)
 		}
 	}
-	want, have := said(in, trusted), said(out, trusted)
+	want, have := said(in), said(got)
 	if len(want) != len(have) {
 		t.Errorf("%d flows came out, want %d", len(have), len(want))
 	}
@@ -205,12 +198,11 @@ func oddity(rng *rand.Rand, s *segment, one segment, before [][]byte) [][]byte {
 
 func FuzzMerge(f *testing.F) {
 	for seed := range uint64(8) {
-		f.Add(seed, uint8(1+3*seed), uint16(40+seed*30), seed%3 == 2)
+		f.Add(seed, uint8(1+3*seed), uint16(40+seed*30))
 	}
-	f.Fuzz(func(t *testing.T, seed uint64, flows uint8, packets uint16, trusted bool) {
+	f.Fuzz(func(t *testing.T, seed uint64, flows uint8, packets uint16) {
 		rng := rand.New(rand.NewPCG(seed, 2))
 		e, r := recording(t)
-		e.SetTrusted(trusted)
 		in := traffic(rng, int(flows)%40+1, int(packets)%300)
 		came := make([][]byte, len(in))
 		for i, b := range in {
@@ -228,7 +220,7 @@ func FuzzMerge(f *testing.F) {
 		if dropped := uint64(len(came) - len(in)); e.drops.Count(WhyVersion) != dropped || n > uint64(len(in)) {
 			t.Errorf("%d packets came, %d of them neither IPv4 nor IPv6; %d went on, %d dropped", len(came), dropped, n, e.drops.Count(WhyVersion))
 		}
-		checkMerged(t, in, r.got, trusted)
+		checkMerged(t, in, r.got)
 	})
 }
 
@@ -246,7 +238,7 @@ func FuzzDeliver(f *testing.F) {
 		e.Deliver(in)
 		e.cfg.Deferrer.Close()
 		in = slices.DeleteFunc(in, func(b []byte) bool { v := b[0] >> 4; return v != 4 && v != 6 })
-		checkMerged(t, in, r.got, false)
+		checkMerged(t, in, r.got)
 	})
 }
 
@@ -298,20 +290,20 @@ func TestMerge(t *testing.T) {
 			}
 			e.Deliver(in)
 			var got []int
-			for _, d := range r.got {
-				_, headers, _ := parseTCP(d.b)
-				got = append(got, len(d.b)-headers)
+			for _, b := range r.got {
+				_, headers, _ := parseTCP(b)
+				got = append(got, len(b)-headers)
 			}
 			if !slices.Equal(got, tc.want) {
 				t.Errorf("payloads of %v, want %v", got, tc.want)
 			}
-			checkMerged(t, in, r.got, false)
+			checkMerged(t, in, r.got)
 		})
 	}
 }
 
 // TestCorruptedSegments: whichever bit of whichever segment fell over, what is
-// delivered as sound is sound, and the others of the run arrive.
+// merged is sound, and the others of the run arrive.
 func TestCorruptedSegments(t *testing.T) {
 	e, r := recording(t)
 	s := segment{ttl: 64, flags: header.TCPFlagAck, payload: []byte("nine here")}
@@ -333,7 +325,7 @@ func TestCorruptedSegments(t *testing.T) {
 			if e.drops.Count(WhyVersion) > before {
 				in = slices.Delete(in, which, which+1)
 			}
-			checkMerged(t, in, r.got, false)
+			checkMerged(t, in, r.got)
 		}
 	}
 	e.cfg.Deferrer.Close()
@@ -362,15 +354,15 @@ func TestSplitThenMerge(t *testing.T) {
 		if n < 128 && len(r.got) != 1 {
 			t.Fatalf("%d segments became %d packets", n, len(r.got))
 		}
-		id := binary.BigEndian.Uint16(r.got[0].b[ip4ID:])
+		id := binary.BigEndian.Uint16(r.got[0][ip4ID:])
 		for in.Len() > 0 { // more than 128: let it go
 			in.Read(bufs, sizes, 16)
 		}
 		if s.window > 0 {
 			s.window-- // see narrow
 		}
-		if s.id = id; n < 128 && !bytes.Equal(r.got[0].b, s.bytes()) {
-			t.Fatalf("%d bytes became %d others", len(s.bytes()), len(r.got[0].b))
+		if s.id = id; n < 128 && !bytes.Equal(r.got[0], s.bytes()) {
+			t.Fatalf("%d bytes became %d others", len(s.bytes()), len(r.got[0]))
 		}
 	}
 }

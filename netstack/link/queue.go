@@ -53,7 +53,8 @@ const (
 	// maxFlows bounds the flows; the packets of further ones share one.
 	maxFlows   = 1024
 	sharedFlow = 0 // its key
-	// maxIdle bounds the flows without a packet that are remembered.
+	// maxIdle bounds the new flows that are remembered when they run empty; the
+	// old are bounded by maxFlows.
 	maxIdle = 256
 )
 

@@ -9,12 +9,13 @@ import (
 // length into sizes[i]. TCP's are cut into segments that fit the MTU and the
 // flow's MSS; what bufs has no room for is the next Read's. It returns how
 // many, fewer than len(bufs) only where nothing waits, and never blocks.
-// Packets that do not fit a buffer are dropped and counted.
+// Packets that do not fit a buffer, and TCP's that cannot be cut, are dropped
+// and counted.
 func (e *Endpoint) Read(bufs [][]byte, sizes []int, offset int) int {
 	e.readMu.Lock()
 	defer e.readMu.Unlock()
-	mtu, summed := int(e.mtu.Load()), !e.unsummed.Load()
-	n := e.readSegments(bufs, sizes, offset, mtu, summed)
+	mtu := int(e.mtu.Load())
+	n := e.readSegments(bufs, sizes, offset, mtu)
 	var taken [32]*stack.PacketBuffer
 	for n < len(bufs) {
 		batch := e.take(taken[:], len(bufs)-n, mtu)
@@ -29,7 +30,7 @@ func (e *Endpoint) Read(bufs [][]byte, sizes []int, offset int) int {
 					e.drops.Add(WhyOversize, 1)
 					continue
 				}
-				n += e.readSegments(bufs[n:], sizes[n:], offset, mtu, summed)
+				n += e.readSegments(bufs[n:], sizes[n:], offset, mtu)
 				continue
 			}
 			if size := pkt.Size(); size > len(bufs[n])-offset {
@@ -48,12 +49,12 @@ func (e *Endpoint) Read(bufs [][]byte, sizes []int, offset int) int {
 }
 
 // readSegments goes on with the packet that is being cut, if there is one.
-func (e *Endpoint) readSegments(bufs [][]byte, sizes []int, offset, mtu int, summed bool) (n int) {
+func (e *Endpoint) readSegments(bufs [][]byte, sizes []int, offset, mtu int) (n int) {
 	if e.split.pkt == nil {
 		return 0
 	}
 	for n < len(bufs) {
-		size := e.split.next(bufs[n][offset:], mtu, summed)
+		size := e.split.next(bufs[n][offset:], mtu)
 		if size == 0 {
 			e.drops.Add(WhyOversize, 1)
 			e.split.end()

@@ -151,7 +151,7 @@ func segments(pkt *stack.PacketBuffer, mtu int) int {
 
 // next writes one segment to b and returns its length, 0 where b is too small.
 // It sets done with the last.
-func (s *splitter) next(b []byte, mtu int, summed bool) int {
+func (s *splitter) next(b []byte, mtu int) int {
 	n := min(s.left, limit(s.mss, mtu, s.headers))
 	size := s.headers + n
 	if size > len(b) {
@@ -183,11 +183,9 @@ func (s *splitter) next(b []byte, mtu int, summed bool) int {
 		}
 	}
 	binary.BigEndian.PutUint32(t[tcpSeq:], s.seq)
-	if summed {
-		sum := s.tcpSum + uint32(len(t)) + s.seq>>16 + s.seq&0xffff + uint32(t[tcpFlags]) +
-			uint32(binary.BigEndian.Uint16(t[tcpUrgent:])) + uint32(checksum.Checksum(b[s.headers:size], 0))
-		binary.BigEndian.PutUint16(t[tcpChecksum:], ^fold(sum))
-	}
+	sum := s.tcpSum + uint32(len(t)) + s.seq>>16 + s.seq&0xffff + uint32(t[tcpFlags]) +
+		uint32(binary.BigEndian.Uint16(t[tcpUrgent:])) + uint32(checksum.Checksum(b[s.headers:size], 0))
+	binary.BigEndian.PutUint16(t[tcpChecksum:], ^fold(sum))
 	s.seq += uint32(n)
 	s.urgent -= n
 	s.first = false
@@ -199,7 +197,9 @@ func (s *splitter) putIPv4(b []byte, size int) {
 	sum := s.ipSum + uint32(size)
 	binary.BigEndian.PutUint16(b[ip4Length:], uint16(size))
 	if !s.df {
-		*s.ids++
+		if *s.ids++; *s.ids == 0 { // as in packets that have none
+			*s.ids = 1
+		}
 		binary.BigEndian.PutUint16(b[ip4ID:], *s.ids)
 		sum += uint32(*s.ids)
 	}

@@ -2,9 +2,9 @@ package link
 
 import (
 	"bytes"
-	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"gvisor.dev/gvisor/pkg/buffer"
@@ -124,7 +124,9 @@ func naiveSplit(s *segment, mss, mtu int, last *uint16, first bool) (packet []by
 		s.urgent -= min(s.urgent, uint16(n))
 	}
 	if !s.df {
-		*last++
+		if *last++; *last == 0 {
+			*last = 1
+		}
 		part.id = *last
 	}
 	s.seq += uint32(n)
@@ -255,28 +257,32 @@ func TestSplit(t *testing.T) {
 	}
 }
 
-// TestChecksumsSwitchedOff: zero instead of a checksum, and right headers.
-func TestChecksumsSwitchedOff(t *testing.T) {
+// TestSegmentIDs: they go on where those of the packet before ended, are never
+// 0, and do not begin at the same one with each endpoint.
+func TestSegmentIDs(t *testing.T) {
 	e := openEndpoint(t, Config{})
-	e.SetChecksums(false)
-	s := segment{flags: header.TCPFlagAck, payload: make([]byte, 2000)}
-	rng := rand.New(rand.NewPCG(1, 1))
-	write(t, e, s.packet(rng, 1000))
+	e.tcpID = 0xfffc
 	bufs, sizes := buffers(4, 2048)
-	for i := range e.Read(bufs, sizes, 0) {
-		b := bufs[i][:sizes[i]]
-		if !header.IPv4(b).IsChecksumValid() {
-			t.Error("the IP header's checksum is wrong")
-		}
-		if sum := binary.BigEndian.Uint16(b[20+tcpChecksum:]); sum != 0 {
-			t.Errorf("checksum %#x, want none", sum)
+	var got []uint16
+	for range 2 {
+		write(t, e, segment{flags: header.TCPFlagAck, payload: make([]byte, 3000)}.packet(rand.New(rand.NewPCG(1, 1)), 1000))
+		for i := range e.Read(bufs, sizes, 0) {
+			b := bufs[i][:sizes[i]]
+			if !sound(b) {
+				t.Errorf("segment %d has a wrong checksum", i)
+			}
+			got = append(got, header.IPv4(b).ID())
 		}
 	}
-	e.SetChecksums(true)
-	write(t, e, s.packet(rng, 1000))
-	e.Read(bufs, sizes, 0)
-	if b := bufs[0][:sizes[0]]; binary.BigEndian.Uint16(b[20+tcpChecksum:]) == 0 {
-		t.Error("no checksum after they were switched on")
+	if want := []uint16{0xfffd, 0xfffe, 0xffff, 1, 2, 3}; !slices.Equal(got, want) {
+		t.Errorf("ids %#x, want %#x", got, want)
+	}
+	begin := map[uint16]bool{}
+	for range 8 {
+		begin[openEndpoint(t, Config{}).tcpID] = true
+	}
+	if len(begin) == 1 {
+		t.Error("eight endpoints begin at one id")
 	}
 }
 

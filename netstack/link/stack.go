@@ -15,7 +15,8 @@ func (e *Endpoint) MTU() uint32 { return e.mtu.Load() }
 // SetMTU changes it; live flows follow, since the stack asks for each packet.
 func (e *Endpoint) SetMTU(mtu uint32) { e.mtu.Store(mtu) }
 
-// Capabilities: checksums are computed and verified by the stack, always.
+// Capabilities: checksums are computed and verified by the stack, but on the
+// way out those of TCP packets with GSO options, which Read completes.
 func (e *Endpoint) Capabilities() stack.LinkEndpointCapabilities { return stack.CapabilityNone }
 
 // gsoMaxSize bounds what TCP hands over as one packet; its payload is at most
@@ -29,22 +30,6 @@ func (e *Endpoint) SupportedGSO() stack.SupportedGSO { return stack.HostGSOSuppo
 
 // GSOMaxSize is explained at gsoMaxSize.
 func (e *Endpoint) GSOMaxSize() uint32 { return gsoMaxSize }
-
-// SetChecksums says whether the TCP segments that Read cuts get a checksum: the
-// right one (true, the default) or zero. Without one they are only for a peer
-// that has said that it looks at none, since WireGuard's Poly1305 already
-// authenticates each packet: never for a stock device or a kernel router, whose
-// packets travel on. It may be called while traffic flows. IPv4 headers and
-// UDP keep theirs.
-func (e *Endpoint) SetChecksums(send bool) { e.unsummed.Store(!send) }
-
-// SetTrusted says whether the TCP checksums of packets that come are left
-// unread (true), since WireGuard has authenticated the peer and the peer made
-// the packets itself; it may then send none, see SetChecksums. The default is
-// false. What stands between the endpoint and gVisor must heed
-// RXChecksumValidated then, see Deliver: a stack that verifies all the same
-// drops what a trusted peer sends. It may be called while traffic flows.
-func (e *Endpoint) SetTrusted(trusted bool) { e.trusted.Store(trusted) }
 
 // Attach takes the stack's dispatcher; nil when the NIC is removed.
 func (e *Endpoint) Attach(dispatcher stack.NetworkDispatcher) {
