@@ -369,6 +369,9 @@ func TestSplitThenMerge(t *testing.T) {
 
 // TestDeliverAllocates: nothing but what gVisor itself takes for a packet.
 func TestDeliverAllocates(t *testing.T) {
+	if raceEnabled {
+		t.Skip("under the race detector pools forget on purpose")
+	}
 	e, _ := recording(t)
 	e.Attach(&sink{})
 	one := [][]byte{segment{flags: header.TCPFlagAck, payload: make([]byte, 1340)}.bytes()}
