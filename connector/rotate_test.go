@@ -67,7 +67,9 @@ func TestKeyChanges(t *testing.T) {
 				if b.savedKey() != old || len(b.tunnel.used()) != 0 {
 					t.Error("the key was taken before every edge knew it")
 				}
+				first.mu.Lock()
 				first.answer.Grant.Rotate = false // the next sync has it from the new key
+				first.mu.Unlock()
 				return nil
 			}
 		})
@@ -237,7 +239,7 @@ func TestKeyThatCannotBeTaken(t *testing.T) {
 				if err := os.Remove(filepath.Join(b.spec.StateDir, state.KeyName+".next")); err != nil {
 					t.Error(err)
 				}
-				second.refuse = nil
+				second.set(func() { second.refuse = nil })
 				return nil
 			}
 		})
