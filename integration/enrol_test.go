@@ -249,6 +249,15 @@ func TestRollingRestart(t *testing.T) {
 	replicas := d.startReplicas(t, 10, token.Text)
 	// One more dies, and nobody comes in its place.
 	lost := d.warren.StartJoiner(t, d.berlin1, daemon.JoinerConfig{Name: "lost", Token: token.Text})
+	// Ready is its session; a key that never confirmed would stay pending.
+	if err := pollFor(t, 10*time.Second, func() error {
+		if c, _ := d.edged.Connector(t, "lost"); c.State != client.ConnectorUp {
+			return fmt.Errorf("the connector that is to die is %q", c.State)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
 	lost.Kill()
 	stop := load(t, d.client, at(9001).String(), 20)
 	for _, r := range replicas {
