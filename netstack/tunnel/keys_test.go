@@ -127,9 +127,10 @@ func (k *keyChange) start(t *testing.T) {
 	t.Helper()
 	for i, e := range k.edges {
 		conn, _ := dialTCP(t, e.networks["berlin"], "10.0.0.1:7")
-		k.progress = append(k.progress, new(atomic.Int64))
+		progress := new(atomic.Int64)
+		k.progress = append(k.progress, progress)
 		k.flows.Go(func() {
-			if err := stream(conn, k.stop, k.progress[i]); err != nil {
+			if err := stream(conn, k.stop, progress); err != nil {
 				t.Errorf("the flow through edge %d: %v", i, err)
 			}
 		})
