@@ -120,7 +120,7 @@ func noun(t reflect.Type) string {
 		return "true or false"
 	case reflect.Float32, reflect.Float64:
 		return "a number"
-	case reflect.Struct:
+	case reflect.Struct, reflect.Map:
 		return "a table"
 	case reflect.Slice:
 		if t.Elem().Kind() == reflect.Struct && !isText(t.Elem()) {

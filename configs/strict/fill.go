@@ -16,8 +16,9 @@ import (
 // A field may be: string, bool, any integer (range by its type and the range
 // tag), float64, time.Duration, Size, netip.Addr, AddrPort and Prefix, any
 // encoding.TextUnmarshaler (an error made by Reject carries its hint or takes
-// the field's, another one stands alone), a
-// struct (table), a slice of any of these, or a pointer to one (nil: absent).
+// the field's, another one stands alone), a struct (table), a map from names
+// that the file chooses to any of these (table; the range tag is that of its
+// values), a slice of any of these, or a pointer to one (nil: absent).
 // An empty string leaves a text field that is not required at its zero value,
 // which is how a default is turned off.
 func (d *Doc) Fill(into any) {
@@ -158,6 +159,8 @@ func (d *Doc) fillValue(n *node, path string, v reflect.Value, f Field) {
 		d.fillTable(n, path, v)
 	case t.Kind() == reflect.Slice:
 		d.fillList(n, path, v, f)
+	case t.Kind() == reflect.Map:
+		d.fillMap(n, path, v, f)
 	default:
 		d.fillPlain(n, v, f)
 	}
@@ -179,6 +182,23 @@ func (d *Doc) fillList(n *node, path string, v reflect.Value, f Field) {
 		d.fillValue(e, fmt.Sprintf("%s[%d]", path, i), list.Index(i), item)
 	}
 	v.Set(list)
+}
+
+// fillMap sets a map from the keys of a table.
+func (d *Doc) fillMap(n *node, path string, v reflect.Value, f Field) {
+	if n.kind != kindTable {
+		d.mismatch(n, v.Type(), f)
+		return
+	}
+	m := reflect.MakeMapWithSize(v.Type(), len(n.keys))
+	item := f
+	item.Required = false
+	for _, key := range n.keys {
+		value := reflect.New(v.Type().Elem()).Elem()
+		d.fillValue(n.child[key], KeyPath(path, key), value, item)
+		m.SetMapIndex(reflect.ValueOf(key), value)
+	}
+	v.Set(m)
 }
 
 // fillText sets a field that is written as a string with a meaning.
@@ -257,7 +277,7 @@ func (d *Doc) mismatch(n *node, want reflect.Type, f Field) {
 func mismatchHint(n *node, want reflect.Type, key string) string {
 	text, isString := n.value.(string)
 	isString = isString && n.kind == kindScalar
-	isTable := want.Kind() == reflect.Struct && !isText(want)
+	isTable := (want.Kind() == reflect.Struct || want.Kind() == reflect.Map) && !isText(want)
 	switch {
 	case isTable:
 		return fmt.Sprintf("write it as a table: [%s]", key)

@@ -76,6 +76,7 @@ func FuzzFill(f *testing.F) {
 	for _, s := range seeds {
 		f.Add(s, "[edge]\nname = 'x'\n")
 	}
+	f.Add("[edge]\nname='x'\n[[item]]\nname='a'\n[item.weights]\n'a.b'=101\n", "")
 	f.Add("[edge]\nname=''\nidle='5'\n[[item]]\nname='a'\nports=[1,99999]\n", "version=2")
 	f.Fuzz(func(t *testing.T, a, b string) {
 		doc := Parse(Source{"a", []byte(a)}, Source{"b", []byte(b)})

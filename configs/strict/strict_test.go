@@ -42,6 +42,8 @@ type item struct {
 	Tags  []string `toml:"tags"`
 	Proto proto    `toml:"proto"`
 	Subs  []sub    `toml:"sub"`
+
+	Weights map[string]int `toml:"weights" range:"0..100"`
 }
 
 type sub struct {
@@ -99,9 +101,13 @@ ports = [1, 65535]
 proto = "udp"
 [[item.sub]]
 addr = "[2001:db8::1]:53"
+[item.weights]
+a = 1
+"b.c" = 2
 [[item]]
 name = "two"
 sub = [{addr = "192.0.2.1:1"}]
+weights = {}
 `)
 	if err := doc.Err(); err != nil {
 		t.Fatal(err)
@@ -114,8 +120,8 @@ sub = [{addr = "192.0.2.1:1"}]
 			Inner: netip.MustParsePrefix("10.0.0.0/8"), Mode: "two", Port: 443, Ratio: 2, Secret: "xyzzy", Opt: &three,
 		},
 		Items: []item{
-			{Name: "one", Ports: []int{1, 65535}, Proto: "udp", Subs: []sub{{netip.MustParseAddrPort("[2001:db8::1]:53")}}},
-			{Name: "two", Subs: []sub{{netip.MustParseAddrPort("192.0.2.1:1")}}},
+			{Name: "one", Ports: []int{1, 65535}, Proto: "udp", Subs: []sub{{netip.MustParseAddrPort("[2001:db8::1]:53")}}, Weights: map[string]int{"a": 1, "b.c": 2}},
+			{Name: "two", Subs: []sub{{netip.MustParseAddrPort("192.0.2.1:1")}}, Weights: map[string]int{}},
 		},
 	}
 	if diff := cmp.Diff(want, got, cmp.Exporter(func(reflect.Type) bool { return true })); diff != "" {
@@ -188,6 +194,11 @@ func TestProblems(t *testing.T) {
 			`a.toml:7: item[0].sub[1].addr: missing`}},
 		{"scalar for a list", base + "[[item]]\nname='a'\ntags = 'x'\n", []string{
 			`a.toml:5: item[0].tags: "x": expected a list, not a string; put it in brackets: ["x"]`}},
+		{"values of a map", base + "[[item]]\nname='a'\n[item.weights]\n'b.c' = 101\nd = '1'\n", []string{
+			`a.toml:6: item[0].weights."b.c": 101: out of range; use 0 to 100`,
+			`a.toml:7: item[0].weights.d: "1": expected an integer, not a string; write it without quotes`}},
+		{"list for a map", base + "[[item]]\nname='a'\nweights = [1]\n", []string{
+			`a.toml:5: item[0].weights: expected a table, not a list; write it as a table: [weights]`}},
 		{"own type", base + "[[item]]\nname='a'\nproto = 'sctp'\n", []string{
 			`a.toml:5: item[0].proto: "sctp": not a protocol; use tcp or udp`}},
 		{"validator", base + "[[item]]\nname='forbidden'\n", []string{`a.toml:4: item[0].name: "forbidden": forbidden name`}},
@@ -254,6 +265,17 @@ func TestSeveralFiles(t *testing.T) {
 	}
 	if !doc.Bad("item[1].ports") || !doc.Bad("item[1]") || doc.Bad("item[0]") || doc.Bad("item[1].tags") {
 		t.Error("Bad is wrong")
+	}
+}
+
+func TestKeyPath(t *testing.T) {
+	doc, _ := parse(t, base+"[[item]]\nname = 'a'\n[item.weights]\n'b.c[0]' = 1\n'x\"' = 1\nd=1\n")
+	for _, key := range []string{"b.c[0]", `x"`, "d"} {
+		doc.Add(KeyPath("item[0].weights", key), "bad", "")
+	}
+	want := "a.toml:6: item[0].weights.\"b.c[0]\": 1: bad\na.toml:7: item[0].weights.\"x\\\"\": 1: bad\na.toml:8: item[0].weights.d: 1: bad"
+	if got := doc.Err().Error(); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
 

@@ -128,6 +128,10 @@ func (n *node) step(path string) (*node, string) {
 		}
 		return n.elems[i], rest
 	}
+	if quoted, err := strconv.QuotedPrefix(path); err == nil {
+		key, _ := strconv.Unquote(quoted)
+		return n.child[key], path[len(quoted):]
+	}
 	end := strings.IndexAny(path, ".[")
 	if end < 0 {
 		end = len(path)
@@ -143,6 +147,10 @@ func join(path, rest string) string {
 	}
 	return path + "." + rest
 }
+
+// KeyPath is the path of the key in the table at path, as Add wants it: for
+// keys that the file chooses.
+func KeyPath(path, key string) string { return join(path, quoteKey(key)) }
 
 // quoteKey writes a key as TOML does: bare where that is allowed.
 func quoteKey(key string) string {
