@@ -9,7 +9,9 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/warrenmesh/warren/edge/admin/client"
 )
@@ -54,11 +56,10 @@ func byMethod(methods map[string]http.HandlerFunc) http.HandlerFunc {
 			handle(w, r)
 			return
 		}
-		for allowed := range methods {
-			w.Header().Add("Allow", allowed)
-		}
+		allowed := strings.Join(slices.Sorted(maps.Keys(methods)), ", ")
+		w.Header().Set("Allow", allowed)
 		fail(w, &client.Error{Code: client.CodeMethod, Message: fmt.Sprintf(
-			"asking %q with %s: use %s", r.URL.Path, r.Method, w.Header().Get("Allow"))})
+			"asking %q with %s: use %s", r.URL.Path, r.Method, allowed)})
 	}
 }
 
