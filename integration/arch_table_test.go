@@ -15,6 +15,7 @@ const (
 	whyDnsd       = "dnsd also runs alone: it is fed snapshots through dnsd.Feed and knows no edge (arrow 5)"
 	whyNetstack   = "netstack moves packets for edges and connectors alike and knows neither (arrow 6)"
 	whyLeaf       = "what everybody shares depends on nobody, or a change of one room reaches all of them (arrow 7)"
+	whyCheck      = "a check runs wherever somebody can dial: at the edge and at a connector alike, so it knows neither and takes its dialer"
 	whyConfigs    = "the sample files and the strict reader serve every config and know none"
 	whyTests      = "only tests may need the tests' own tools"
 )
@@ -36,6 +37,9 @@ var rooms = []room{
 	{"cmd/warren/doctor", []string{"edge", "connector", "dnsd", "edge/config", "connector/config", "dnsd/config", "configs/...", "edge/admin/client", "host"}, whyCmd},
 
 	{"host", []string{}, whyLeaf},
+	{"host/lookup", []string{}, whyLeaf},
+
+	{"check", []string{"netstack/netx"}, whyCheck},
 
 	{"configs", []string{}, whyConfigs},
 	{"configs/strict", []string{}, whyLeaf},
@@ -51,10 +55,10 @@ var rooms = []room{
 	{"netstack/netx", []string{}, whyLeaf},
 	{"netstack/memnet", []string{"netstack/netx"}, whyNetstack},
 
-	{"edge", []string{"edge/...", "netstack/...", "dnsd/...", "configs/...", "host"}, whyEdge},
+	{"edge", []string{"edge/...", "check", "netstack/...", "dnsd/...", "configs/...", "host", "host/lookup"}, whyEdge},
 	{"edge/flow", []string{}, whyLeaf},
-	{"edge/wire", []string{}, whyLeaf},
-	{"edge/config", []string{"edge/...", "netstack/...", "dnsd/...", "configs/...", "host"}, whyEdgeConfig},
+	{"edge/wire", []string{"check"}, whyLeaf},
+	{"edge/config", []string{"edge/...", "check", "netstack/...", "dnsd/...", "configs/...", "host"}, whyEdgeConfig},
 	{"edge/ingress", append([]string{"host"}, ofEdge...), whyRoom},
 	{"edge/proxyproto", ofEdge, whyRoom},
 	{"edge/shield", ofEdge, whyRoom},
@@ -62,8 +66,11 @@ var rooms = []room{
 	{"edge/route", ofEdge, whyRoom},
 	{"edge/policy", ofEdge, whyRoom},
 	{"edge/balance", ofEdge, whyRoom},
-	{"edge/monitor", ofEdge, whyRoom},
-	{"edge/enroll", append([]string{"edge/wire"}, ofEdge...), whyRoom},
+	{"edge/monitor", append([]string{"check"}, ofEdge...), whyRoom},
+	{"edge/resolve", append([]string{"host/lookup"}, ofEdge...), whyRoom},
+	{"edge/public", append([]string{"host/lookup"}, ofEdge...), whyRoom},
+	{"edge/events", ofEdge, whyRoom},
+	{"edge/enroll", append([]string{"edge/wire", "check"}, ofEdge...), whyRoom},
 	{"edge/observe", ofEdge, whyRoom},
 	{"edge/store", ofEdge, whyRoom},
 	{"edge/admin", append([]string{"edge/admin/client"}, ofEdge...), whyRoom},
@@ -74,11 +81,11 @@ var rooms = []room{
 	{"edge/isolate", ofEdge, whyRoom},
 	{"edge/cluster", ofEdge, whyRoom},
 
-	{"connector", []string{"connector/...", "edge/wire", "netstack/...", "configs/...", "host"}, whyConnector},
-	{"connector/config", []string{"connector", "connector/guard", "connector/origin", "connector/state", "edge/wire", "netstack/...", "configs/...", "host"}, whyConnector},
-	{"connector/state", []string{"edge/wire", "host"}, whyConnector},
-	{"connector/guard", []string{}, whyConnector},
-	{"connector/origin", []string{"connector/guard", "netstack/netx", "netstack/relay"}, whyConnector},
+	{"connector", []string{"connector/...", "check", "edge/wire", "netstack/...", "configs/...", "host", "host/lookup"}, whyConnector},
+	{"connector/config", []string{"connector", "check", "connector/guard", "connector/origin", "connector/state", "edge/wire", "netstack/...", "configs/...", "host"}, whyConnector},
+	{"connector/state", []string{"check", "edge/wire", "host"}, whyConnector},
+	{"connector/guard", []string{"check"}, whyConnector},
+	{"connector/origin", []string{"check", "connector/guard", "netstack/netx", "netstack/relay"}, whyConnector},
 
 	{"dnsd", []string{"dnsd/...", "configs/...", "host"}, whyDnsd},
 	{"dnsd/config", []string{"dnsd/...", "configs/..."}, whyDnsd},
@@ -121,8 +128,8 @@ var libraries = []library{
 		"one room owns the WireGuard device; keys are wgtypes, which anybody may use (arrow 6)"},
 	{"golang.zx2c4.com/wireguard/wgctrl", "golang.zx2c4.com/wireguard/wgctrl/wgtypes", []string{"cmd/...", "edge", "netstack/tunnel"},
 		"peers are read through the tunnel's own state; wgctrl serves `warren status` alone (arrow 6)"},
-	{"github.com/miekg/dns", "", []string{"dnsd/...", "edge/monitor", "cmd/warren/demo", "cmd/warren/doctor"},
-		"DNS messages are dnsd's trade; a monitor and the programs that check answers ask questions (arrow 6)"},
+	{"github.com/miekg/dns", "", []string{"dnsd/...", "check", "cmd/warren/demo", "cmd/warren/doctor"},
+		"DNS messages are dnsd's trade; a check and the programs that check answers ask questions (arrow 6)"},
 	{"github.com/BurntSushi/toml", "", []string{"configs/strict"},
 		"its decoder is lenient where we are strict: nobody may go around the strict reader (arrow 6)"},
 	{"go.etcd.io/etcd", "", []string{"edge/cluster"}, "one edge must run without a cluster (arrow 6)"},
