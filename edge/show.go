@@ -263,8 +263,8 @@ func (e *Edge) endpointStates() []observe.EndpointState {
 }
 
 // dialCheck is how monitors reach endpoints: as flows do.
-func (e *Edge) dialCheck(ctx context.Context, network string, addr netip.AddrPort) (net.Conn, error) {
-	conn, _, err := e.dial(ctx, network, "tcp", addr)
+func (e *Edge) dialCheck(ctx context.Context, network, proto string, addr netip.AddrPort) (net.Conn, error) {
+	conn, _, err := e.dial(ctx, network, proto, addr)
 	return conn, err
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/warrenmesh/warren/check"
 	"github.com/warrenmesh/warren/configs/strict"
 	"github.com/warrenmesh/warren/dnsd/zone"
 	"github.com/warrenmesh/warren/edge/balance"
@@ -150,7 +151,7 @@ func TestFull(t *testing.T) {
 		Metrics:  Metrics{Listen: netip.MustParseAddrPort("127.0.0.1:9191"), On: true},
 		Log:      Log{Level: "debug", Flows: "/var/log/warren/flows.json"},
 		Networks: []Network{{Name: "berlin", ClientSource: true}, {Name: "tokyo", Enroll: true, ClientSource: true}},
-		Monitors: []monitor.Spec{{Name: "pg", Type: "tcp", Interval: 5 * time.Second, Timeout: time.Second, Rise: 2, Fall: 2}},
+		Monitors: []monitor.Spec{{Name: "pg", Check: check.Spec{Type: "tcp"}, Interval: 5 * time.Second, Timeout: time.Second, Rise: 2, Fall: 2, RunBy: "edge"}},
 		Pools: []balance.Spec{{Name: "berlin-db", Steering: "round_robin", Monitor: "pg", Endpoints: []balance.Endpoint{
 			{Network: "berlin", Addr: netip.MustParseAddrPort("10.0.0.10:5432")},
 			{Network: "berlin", Addr: netip.MustParseAddrPort("10.0.0.11:5432")},

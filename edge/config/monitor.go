@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/warrenmesh/warren/check"
 	"github.com/warrenmesh/warren/configs/strict"
 	"github.com/warrenmesh/warren/edge/monitor"
 )
@@ -36,7 +37,7 @@ func (m *monitorTable) Validate(doc *strict.Doc, path string) { checkName(doc, p
 func (l *loader) buildMonitors() {
 	for i, m := range l.file.Monitor {
 		spec := monitor.Spec{
-			Name: m.Name, Type: m.Type, Interval: m.Interval, Timeout: m.Timeout, Rise: m.Rise, Fall: m.Fall,
+			Name: m.Name, Check: check.Spec{Type: m.Type}, Interval: m.Interval, Timeout: m.Timeout, Rise: m.Rise, Fall: m.Fall,
 		}.WithDefaults()
 		spec.Validate(l.report(fmt.Sprintf("monitor[%d]", i)))
 		l.cfg.Monitors = append(l.cfg.Monitors, spec)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -12,9 +13,10 @@ import (
 // before is still watched. It ends with Commit or Rollback.
 type Pending struct {
 	m      *Monitor
-	view   map[Target]*check
-	checks map[identity]*check
-	added  []*check
+	view   map[Target]*watch
+	checks map[identity]*watch
+	plans  map[settings]*plan
+	added  []*watch
 
 	inForce chan struct{} // closed by Commit
 	ended   bool          // guarded by m.mu
@@ -27,50 +29,76 @@ type Pending struct {
 // A target whose monitor has other settings now is a new check that starts
 // from the old one's state, so that a reload puts nothing out of service.
 func (m *Monitor) Prepare(specs []Spec, targets []Target) (*Pending, error) {
-	named := make(map[string]Spec, len(specs))
-	for _, s := range specs {
-		named[s.Name] = s.WithDefaults()
+	named, err := readPlans(specs, targets)
+	if err != nil {
+		return nil, err
 	}
+	p, err := m.prepare(named, targets)
+	if err != nil {
+		return nil, err
+	}
+	m.tellTasks(p.delegates())
+	return p, nil
+}
+
+// readPlans makes a plan of each monitor that a target names.
+func readPlans(specs []Spec, targets []Target) (map[string]*plan, error) {
+	defined := make(map[string]Spec, len(specs))
+	for _, s := range specs {
+		defined[s.Name] = s
+	}
+	named := make(map[string]*plan, len(specs))
 	for _, t := range targets {
-		switch spec, ok := named[t.Monitor]; {
+		spec, ok := defined[t.Monitor]
+		switch {
 		case !ok:
 			return nil, fmt.Errorf("watching %s: no such monitor; define it", t)
 		case !t.Addr.IsValid() || t.Network == "":
 			return nil, fmt.Errorf("watching %s: the network or the address is missing", t)
-		case spec.Type != TypeTCP:
-			return nil, fmt.Errorf("watching %s: unknown type %q; use one of: %s", t, spec.Type, TypeTCP)
+		case named[t.Monitor] != nil:
+			continue
 		}
+		plan, err := newPlan(spec)
+		if err != nil {
+			return nil, fmt.Errorf("watching %s: %w", t, err)
+		}
+		named[t.Monitor] = plan
 	}
+	return named, nil
+}
 
+func (m *Monitor) prepare(named map[string]*plan, targets []Target) (*Pending, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.stopped {
 		return nil, errors.New("changing what is watched: the monitor has stopped")
 	}
-	if m.pending {
+	if m.pending != nil {
 		return nil, errors.New("changing what is watched: another change is under way")
 	}
-	m.pending = true
 	p := &Pending{
 		m:      m,
-		view:   make(map[Target]*check, len(targets)),
-		checks: make(map[identity]*check, len(targets)),
+		view:   make(map[Target]*watch, len(targets)),
+		checks: make(map[identity]*watch, len(targets)),
+		plans:  make(map[settings]*plan, len(named)),
 
 		inForce: make(chan struct{}),
 	}
+	m.pending = p
 	now := time.Now()
 	for _, t := range targets {
 		p.addLocked(t, named[t.Monitor], now)
 	}
 	m.coming.Store(&p.view)
+	m.delegateLocked()
 	return p, nil
 }
 
 // addLocked puts t into the view, with the check that it shares, goes on with
 // or starts.
-func (p *Pending) addLocked(t Target, spec Spec, now time.Time) {
-	spec.Name = ""
-	id := identity{network: t.Network, addr: t.Addr, spec: spec}
+func (p *Pending) addLocked(t Target, plan *plan, now time.Time) {
+	plan = p.sharedLocked(plan)
+	id := identity{network: t.Network, addr: t.Addr, settings: plan.settings}
 	if c := p.checks[id]; c != nil {
 		p.view[t] = c
 		return
@@ -79,16 +107,34 @@ func (p *Pending) addLocked(t Target, spec Spec, now time.Time) {
 		p.checks[id], p.view[t] = c, c
 		return
 	}
-	var c *check
+	var c *watch
 	if old := (*p.m.view.Load())[t]; old != nil && !old.verdict.Load().checked.IsZero() {
-		c = newCheck(id, t, old.verdict.Load().inherited())
+		c = newWatch(id, plan, t, old.verdict.Load().inherited())
 		c.replaces, c.inForce = old, p.inForce
 	} else {
-		c = newCheck(id, t, first(now))
+		c = newWatch(id, plan, t, first(now))
 	}
 	p.checks[id], p.view[t] = c, c
 	p.added = append(p.added, c)
 	p.m.startLocked(c)
+}
+
+// sharedLocked is the plan with the same settings that is in use already, or
+// else plan.
+func (p *Pending) sharedLocked(plan *plan) *plan {
+	if known := p.plans[plan.settings]; known != nil {
+		return known
+	}
+	if known := p.m.plans[plan.settings]; known != nil {
+		plan = known
+	}
+	p.plans[plan.settings] = plan
+	return plan
+}
+
+// delegates reports whether the change brings checks that connectors run.
+func (p *Pending) delegates() bool {
+	return slices.ContainsFunc(p.added, (*watch).delegated)
 }
 
 // Settle waits until every check of the change has told something, so that a
@@ -113,14 +159,19 @@ func (p *Pending) Settle(ctx context.Context) (unsettled int) {
 // Commit puts the change in force and ends the checks that nothing asks for
 // any more.
 func (p *Pending) Commit() {
+	p.m.tellTasks(p.commit())
+}
+
+// commit is Commit, and reports whether that ended checks that connectors run.
+func (p *Pending) commit() (tasksEnded bool) {
 	m := p.m
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if p.ended {
-		return
+		return false
 	}
-	p.ended, m.pending = true, false
-	names := make(map[*check]Target, len(p.checks))
+	p.ended, m.pending = true, nil
+	names := make(map[*watch]Target, len(p.checks))
 	for t, c := range p.view {
 		if named, ok := names[c]; !ok || t.Monitor < named.Monitor {
 			names[c] = t
@@ -131,26 +182,37 @@ func (p *Pending) Commit() {
 	}
 	for id, c := range m.checks {
 		if p.checks[id] == nil {
-			c.cancel()
+			c.end()
+			tasksEnded = tasksEnded || c.delegated()
 		}
 	}
-	m.checks = p.checks
+	m.checks, m.plans = p.checks, p.plans
+	m.delegateLocked()
 	m.view.Store(&p.view)
 	m.coming.Store(nil)
 	close(p.inForce)
+	return tasksEnded
 }
 
 // Rollback ends the checks that the change began; what was watched before
 // goes on. After Commit it does nothing, so that it may be deferred.
 func (p *Pending) Rollback() {
+	p.m.tellTasks(p.rollback())
+}
+
+// rollback is Rollback, and reports whether that ended checks that connectors
+// run.
+func (p *Pending) rollback() (tasksEnded bool) {
 	p.m.mu.Lock()
 	defer p.m.mu.Unlock()
 	if p.ended {
-		return
+		return false
 	}
-	p.ended, p.m.pending = true, false
+	p.ended, p.m.pending = true, nil
 	p.m.coming.Store(nil)
+	p.m.delegateLocked()
 	for _, c := range p.added {
-		c.cancel()
+		c.end()
 	}
+	return p.delegates()
 }

@@ -173,8 +173,8 @@ func TestSettle(t *testing.T) {
 }
 
 func TestPrepareRefuses(t *testing.T) {
-	icmp := pg
-	icmp.Type = "icmp"
+	gopher := pg
+	gopher.Check.Type = "gopher"
 	tests := []struct {
 		name   string
 		specs  []Spec
@@ -184,7 +184,7 @@ func TestPrepareRefuses(t *testing.T) {
 		{"a monitor that is not defined", nil, target, `watching berlin/10.0.0.10:5432 (monitor "pg"): no such monitor`},
 		{"no network", []Spec{pg}, Target{"", addr10, "pg"}, "the network or the address is missing"},
 		{"no address", []Spec{pg}, Target{Network: "a", Monitor: "pg"}, "the network or the address is missing"},
-		{"a type of a later release", []Spec{icmp}, target, `unknown type "icmp"; use one of: tcp`},
+		{"a type of a later release", []Spec{gopher}, target, `unknown type "gopher"; use one of: tcp tls http https udp icmp dns postgres smtp redis`},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -212,7 +212,9 @@ func TestSpecValidate(t *testing.T) {
 		{"all defaults", func(s *Spec) { *s = Spec{Name: "pg"} }, ""},
 		{"a short interval shortens the timeout", func(s *Spec) { *s = Spec{Name: "pg", Interval: time.Second} }, ""},
 		{"no name", func(s *Spec) { s.Name = "" }, "name "},
-		{"type", func(s *Spec) { s.Type = "http" }, "type http"},
+		{"type", func(s *Spec) { s.Check.Type = "gopher" }, "type gopher"},
+		{"retries", func(s *Spec) { s.Retries = 11 }, "retries 11"},
+		{"run_by", func(s *Spec) { s.RunBy = "nobody" }, "run_by nobody"},
 		{"interval too short", func(s *Spec) { s.Interval, s.Timeout = 50*time.Millisecond, 0 }, "interval 50ms"},
 		{"interval negative", func(s *Spec) { s.Interval, s.Timeout = -time.Second, -time.Second }, "interval -1s"},
 		{"interval too long", func(s *Spec) { s.Interval = 25 * time.Hour }, "interval 25h0m0s"},

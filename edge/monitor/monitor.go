@@ -37,10 +37,14 @@ import (
 	"time"
 )
 
-// DialFunc opens a TCP connection to addr in the virtual network. It honours
-// ctx, returns only once the endpoint has accepted, and its failures wrap the
-// Err values of netx.
-type DialFunc func(ctx context.Context, network string, addr netip.AddrPort) (net.Conn, error)
+// DialFunc opens a connection to addr in the virtual network, or to a public
+// origin where that is "@public"; proto is "tcp" or "udp". It honours ctx,
+// returns for TCP only once the endpoint has accepted, and its failures wrap
+// the Err values of netx.
+type DialFunc func(ctx context.Context, network, proto string, addr netip.AddrPort) (net.Conn, error)
+
+// PingFunc pings addr in the virtual network, with DialFunc's contract.
+type PingFunc func(ctx context.Context, network string, addr netip.Addr) error
 
 // State is what is known of an endpoint.
 type State string
@@ -69,17 +73,24 @@ type Result struct {
 	RTT       time.Duration // connect time of the last check that passed; 0 if none has
 	Since     time.Time     // when State was entered
 	Checked   time.Time     // when the last check ended; zero before the first
+	CheckedBy string        // "edge", or the connector that ran the last check; empty before the first
+	Expires   time.Time     // when the endpoint's certificate ends; zero where no check has seen one
 }
 
 // Deps is what a Monitor works with.
 type Deps struct {
 	// Dial makes the connection of a check. Required.
 	Dial DialFunc
+	// Ping serves checks of type icmp, which fail without it.
+	Ping PingFunc
 	// OnChange, if set, hears of each change of state exactly once, changes
 	// of one endpoint in their order. It is called from the check's own
 	// goroutine, which it must not hold up for long, and must not call Apply
 	// or Stop.
 	OnChange func(Change)
+	// OnTasks, if set, is called after the set of Tasks has changed. It is
+	// called from Prepare, Commit and Rollback, and must call none of them.
+	OnTasks func()
 	// Concurrency bounds how many checks dial at one time. Default 256: dead
 	// endpoints hold a place for a whole timeout each, and must not keep
 	// others from their turn.
@@ -98,21 +109,27 @@ type Monitor struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // one for each check's goroutine
 
-	view   atomic.Pointer[map[Target]*check] // what Up and Snapshot read; never written to
-	coming atomic.Pointer[map[Target]*check] // what Up reads besides: the view of the open Pending, or nil
+	view   atomic.Pointer[map[Target]*watch] // what Up and Snapshot read; never written to
+	coming atomic.Pointer[map[Target]*watch] // what Up reads besides: the view of the open Pending, or nil
 
-	mu      sync.Mutex // serialises Prepare, Commit, Rollback and Stop
-	checks  map[identity]*check
-	pending bool // a Pending is open
-	stopped bool
+	tasks  atomic.Pointer[map[uint64]*watch] // the delegated checks; never written to
+	sweeps chan struct{}                     // capacity 1: what tasks holds has changed
+
+	mu       sync.Mutex // serialises Prepare, Commit, Rollback and Stop
+	checks   map[identity]*watch
+	plans    map[settings]*plan // of checks
+	pending  *Pending           // that is open, or nil
+	lastID   uint64             // of a Task
+	sweeping bool               // the sweeper runs
+	stopped  bool
 }
 
 // identity is what makes two checks the same: the place, and every setting
 // but the monitor's name.
 type identity struct {
-	network string
-	addr    netip.AddrPort
-	spec    Spec // without its Name
+	network  string
+	addr     netip.AddrPort
+	settings settings
 }
 
 // New returns a Monitor that watches nothing yet.
@@ -123,10 +140,12 @@ func New(deps Deps) *Monitor {
 	m := &Monitor{
 		deps:   deps,
 		places: make(chan struct{}, deps.Concurrency),
-		checks: make(map[identity]*check),
+		sweeps: make(chan struct{}, 1),
+		checks: make(map[identity]*watch),
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
-	m.view.Store(&map[Target]*check{})
+	m.view.Store(&map[Target]*watch{})
+	m.tasks.Store(&map[uint64]*watch{})
 	return m
 }
 
@@ -147,6 +166,18 @@ func (m *Monitor) Up(network string, addr netip.AddrPort, monitor string) (up bo
 	return v.state == StateUp, v.why
 }
 
+// Known reports whether a check has told something of the target, so that it
+// is up or down; it is unknown otherwise. It costs as little as Up.
+func (m *Monitor) Known(network string, addr netip.AddrPort, monitor string) bool {
+	target := Target{Network: network, Addr: addr, Monitor: monitor}
+	coming := m.coming.Load()
+	c := (*m.view.Load())[target]
+	if c == nil && coming != nil {
+		c = (*coming)[target]
+	}
+	return c != nil && c.verdict.Load().state != StateUnknown
+}
+
 // Snapshot returns the verdict on every target, sorted by network, address
 // and monitor.
 func (m *Monitor) Snapshot() []Result {
@@ -156,7 +187,7 @@ func (m *Monitor) Snapshot() []Result {
 		v := c.verdict.Load()
 		list = append(list, Result{
 			Target: target, State: v.state, Why: v.why, LastError: v.lastErr,
-			RTT: v.rtt, Since: v.since, Checked: v.checked,
+			RTT: v.rtt, Since: v.since, Checked: v.checked, CheckedBy: v.by, Expires: v.expires,
 		})
 	}
 	slices.SortFunc(list, func(a, b Result) int { return compareTargets(a.Target, b.Target) })
@@ -174,7 +205,8 @@ func compareTargets(a, b Target) int {
 }
 
 // Recheck lets every target of the network be checked at once instead of at
-// its time, as is wise when a connector of the network comes up.
+// its time, as is wise when a connector of the network comes up. Delegated
+// checks keep their time.
 func (m *Monitor) Recheck(network string) {
 	for target, c := range *m.view.Load() {
 		if target.Network == network {
@@ -201,17 +233,10 @@ func (m *Monitor) Stop() {
 	m.stopped = true
 	m.mu.Unlock()
 	m.cancel()
+	for _, c := range *m.tasks.Load() {
+		c.end()
+	}
 	m.wg.Wait()
-}
-
-// startLocked runs c on a goroutine that ends with c's or the Monitor's ctx.
-func (m *Monitor) startLocked(c *check) {
-	c.ctx, c.cancel = context.WithCancel(m.ctx)
-	m.wg.Go(func() {
-		defer close(c.done)
-		defer c.cancel()
-		c.run(m.deps, m.places)
-	})
 }
 
 // startDelay spreads the first checks of a load, so that they do not leave in

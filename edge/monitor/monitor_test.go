@@ -245,9 +245,9 @@ func TestFirstChecksAreSpread(t *testing.T) {
 func TestALateAnswerIsATimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
-		m := New(Deps{Dial: func(_ context.Context, network string, addr netip.AddrPort) (net.Conn, error) {
+		m := New(Deps{Dial: func(_ context.Context, network, proto string, addr netip.AddrPort) (net.Conn, error) {
 			time.Sleep(pg.Timeout + time.Millisecond)
-			return w.dial(context.Background(), network, addr)
+			return w.dial(context.Background(), network, proto, addr)
 		}})
 		defer m.Stop()
 		if err := m.Apply([]Spec{pg}, []Target{target}); err != nil {
@@ -286,10 +286,10 @@ func TestSnapshot(t *testing.T) {
 			got[i].Since, got[i].Checked = time.Time{}, time.Time{}
 		}
 		want := []Result{
-			{Target: targets[2], State: StateUp, RTT: w.delay},
+			{Target: targets[2], State: StateUp, RTT: w.delay, CheckedBy: "edge"},
 			{Target: targets[1], State: StateDown, Why: "connection refused",
-				LastError: `dialling "10.0.0.11:5432" in network "berlin": connection refused`},
-			{Target: targets[0], State: StateUp, RTT: w.delay},
+				LastError: `dialling "10.0.0.11:5432" in network "berlin": connection refused`, CheckedBy: "edge"},
+			{Target: targets[0], State: StateUp, RTT: w.delay, CheckedBy: "edge"},
 		}
 		if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
 			t.Errorf("snapshot differs (-want +got):\n%s", diff)
@@ -347,9 +347,9 @@ func TestAbortsRealSockets(t *testing.T) {
 		reset <- err
 	}()
 	var dialled atomic.Int64
-	m := New(Deps{Dial: func(ctx context.Context, _ string, addr netip.AddrPort) (net.Conn, error) {
+	m := New(Deps{Dial: func(ctx context.Context, _, proto string, addr netip.AddrPort) (net.Conn, error) {
 		dialled.Add(1)
-		return new(net.Dialer).DialContext(ctx, "tcp", addr.String())
+		return new(net.Dialer).DialContext(ctx, proto, addr.String())
 	}})
 	defer m.Stop()
 	addr := ln.Addr().(*net.TCPAddr).AddrPort()

@@ -1,7 +1,6 @@
 package monitor
 
 import (
-	"errors"
 	"fmt"
 	"time"
 
@@ -16,6 +15,8 @@ type verdict struct {
 	rtt     time.Duration
 	since   time.Time // when state was entered
 	checked time.Time // when the last check ended; zero before the first
+	by      string    // who ran it
+	expires time.Time // of the endpoint's certificate
 
 	streak int           // checks in a row that speak against state
 	well   time.Time     // while down: the first of the checks that passed in a row
@@ -92,15 +93,8 @@ func (v verdict) passed(spec Spec, at time.Time) verdict {
 
 func (v verdict) failed(spec Spec, at time.Time, err error) verdict {
 	why := reason(err)
-	if errors.Is(err, netx.ErrNoRoute) {
-		// Nothing was learnt about the endpoint. Its history is that of a
-		// path that is gone, and does not count against it.
-		v.hold = 0
-		if v.state == StateUnknown {
-			v.why = why
-			return v
-		}
-		return v.enter(StateUnknown, at, why)
+	if learntNothing(err) {
+		return v.forget(at, why)
 	}
 	switch v.state {
 	case StateUnknown:
@@ -123,6 +117,17 @@ func (v verdict) failed(spec Spec, at time.Time, err error) verdict {
 		v.hold = min(2*v.hold, maxHold)
 	}
 	return v.enter(StateDown, at, why)
+}
+
+// forget is the verdict once nothing is known about the endpoint any more. Its
+// history is that of a path that is gone, and does not count against it.
+func (v verdict) forget(at time.Time, why string) verdict {
+	v.hold = 0
+	if v.state == StateUnknown {
+		v.why = why
+		return v
+	}
+	return v.enter(StateUnknown, at, why)
 }
 
 // enter moves to state. What speaks against a state ends with it.

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/warrenmesh/warren/check"
 )
 
 // world is a hand-written place to dial: each address has a state, each dial
@@ -50,7 +52,7 @@ func (w *world) count(place string) int {
 
 var errSilence = errors.New("silence") // a dial that only ctx ends
 
-func (w *world) dial(ctx context.Context, network string, addr netip.AddrPort) (net.Conn, error) {
+func (w *world) dial(ctx context.Context, network, proto string, addr netip.AddrPort) (net.Conn, error) {
 	place := network + "/" + addr.String()
 	w.mu.Lock()
 	w.dials[place]++
@@ -130,7 +132,7 @@ func (e *events) take() []string {
 const place = "berlin/10.0.0.10:5432"
 
 var (
-	pg     = Spec{Name: "pg", Type: TypeTCP, Interval: 5 * time.Second, Timeout: 2 * time.Second, Rise: 2, Fall: 2}
+	pg     = Spec{Name: "pg", Check: check.Spec{Type: check.TypeTCP}, Interval: 5 * time.Second, Timeout: 2 * time.Second, Rise: 2, Fall: 2}
 	addr10 = netip.MustParseAddrPort("10.0.0.10:5432")
 	addr11 = netip.MustParseAddrPort("10.0.0.11:5432")
 	target = Target{Network: "berlin", Addr: addr10, Monitor: "pg"}
