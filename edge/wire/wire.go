@@ -8,6 +8,7 @@
 //	EnrollPort   POST /v1/enroll   a token's bootstrap peer registers the key of its connector
 //	ControlPort  POST /v1/sync     a connector reports and waits for a change of its grant
 //	             POST /v1/key      a connector registers the key that it will change to
+//	             POST /v1/work     a connector asks what to check and to resolve for the edge, and tells what came of it
 //
 // The version is in the path. A field that the reader does not know is
 // ignored; a version that it does not know is refused with a Refusal, as is
@@ -45,11 +46,12 @@ const (
 	PathEnroll = "/v1/enroll"
 	PathSync   = "/v1/sync"
 	PathKey    = "/v1/key"
+	PathWork   = "/v1/work"
 )
 
 // Bounds of the messages.
 const (
-	MaxBody         = 256 << 10 // bytes of any message
+	MaxBody         = 256 << 10 // bytes of any message but those of PathWork
 	MaxRoutes       = 1024      // of one connector
 	MaxOriginErrors = 16        // in a report
 	MaxName         = 64        // bytes of a name or a hostname
@@ -165,6 +167,7 @@ type Grant struct {
 
 	Drain  bool `json:"drain,omitempty"`  // take no new flows, and leave once the last has ended
 	Rotate bool `json:"rotate,omitempty"` // change the key, as soon as all edges can learn the new one
+	Work   bool `json:"work,omitempty"`   // ask at PathWork what there is to do
 }
 
 // KeyRequest is the body of POST /v1/key. An empty JSON object answers it: the
@@ -225,13 +228,15 @@ func Refuse(code Code, format string, args ...any) *Refusal {
 // Decode reads one message, a JSON object of at most MaxBody bytes, and leaves
 // out what it does not know. Its error tells in bounded words what was wrong
 // and holds no value of the message; it wraps what r failed with.
-func Decode(r io.Reader, into any) error {
-	body, err := io.ReadAll(io.LimitReader(r, MaxBody+1))
+func Decode(r io.Reader, into any) error { return decode(r, MaxBody, into) }
+
+func decode(r io.Reader, limit int64, into any) error {
+	body, err := io.ReadAll(io.LimitReader(r, limit+1))
 	if err != nil {
 		return fmt.Errorf("reading a message: %w", err)
 	}
-	if len(body) > MaxBody {
-		return fmt.Errorf("reading a message: it is longer than %d bytes", MaxBody)
+	if int64(len(body)) > limit {
+		return fmt.Errorf("reading a message: it is longer than %d bytes", limit)
 	}
 	body = bytes.TrimLeft(body, " \t\r\n")
 	if len(body) == 0 {
