@@ -147,14 +147,16 @@ func TestFull(t *testing.T) {
 			{Name: "main", Advertise: mainAddrs, Bind: []netip.Addr{netip.MustParseAddr("10.1.2.3"), mainAddrs[1]}},
 			{Name: "second", Advertise: serverAddrs[2:], Bind: serverAddrs[2:]},
 		},
-		Admin:    Admin{Socket: "/run/warren/edge.sock"},
-		Metrics:  Metrics{Listen: netip.MustParseAddrPort("127.0.0.1:9191"), On: true},
-		Log:      Log{Level: "debug", Flows: "/var/log/warren/flows.json"},
-		Networks: []Network{{Name: "berlin", ClientSource: true}, {Name: "tokyo", Enroll: true, ClientSource: true}},
+		Admin:   Admin{Socket: "/run/warren/edge.sock"},
+		Metrics: Metrics{Listen: netip.MustParseAddrPort("127.0.0.1:9191"), On: true},
+		Log:     Log{Level: "debug", Flows: "/var/log/warren/flows.json"},
+		Networks: []Network{{Name: "berlin", ClientSource: true, Steering: "least_connections"},
+			{Name: "tokyo", Enroll: true, ClientSource: true, Steering: "least_connections"},
+		},
 		Monitors: []monitor.Spec{{Name: "pg", Check: check.Spec{Type: "tcp"}, Interval: 5 * time.Second, Timeout: time.Second, Rise: 2, Fall: 2, RunBy: "edge"}},
-		Pools: []balance.Spec{{Name: "berlin-db", Steering: "round_robin", Monitor: "pg", Endpoints: []balance.Endpoint{
-			{Network: "berlin", Addr: netip.MustParseAddrPort("10.0.0.10:5432")},
-			{Network: "berlin", Addr: netip.MustParseAddrPort("10.0.0.11:5432")},
+		Pools: []balance.Spec{{Name: "berlin-db", Steering: "round_robin", Monitor: "pg", Endpoints: []balance.Member{
+			{Endpoint: balance.Endpoint{Network: "berlin", Addr: netip.MustParseAddrPort("10.0.0.10:5432")}, Weight: 1},
+			{Endpoint: balance.Endpoint{Network: "berlin", Addr: netip.MustParseAddrPort("10.0.0.11:5432")}, Weight: 1},
 		}}},
 		Apps: []App{{
 			Name: "db", Hostnames: []string{"db.apps.example.com", "pg.apps.example.com"}, Pools: []string{"berlin-db"}, Steering: "failover",

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 
 	"github.com/warrenmesh/warren/configs/strict"
@@ -33,16 +34,49 @@ type Network struct {
 	// inner_sources. Default: true.
 	ClientSource bool `toml:"client_source"`
 
-	Steering strict.Unsupported `toml:"steering" hint:"replicas of a connector take turns"`
+	// Steering chooses between the connectors whose routes hold an endpoint
+	// equally closely: least_connections, the one with the fewest flows, or
+	// failover, the first of Replicas that lives. Default: least_connections.
+	Steering string `toml:"steering" default:"least_connections" oneof:"least_connections failover"`
+	// Replicas are the names of connectors in order of preference, for failover
+	// alone. One may enrol later, and one that is not listed comes behind those
+	// that are. Default: none.
+	Replicas []string `toml:"replicas"`
 }
+
+// SteerFailover is the steering of what goes to the first that can take it.
+const SteerFailover = "failover"
+
+// Equal reports whether n says what o says.
+func (n Network) Equal(o Network) bool { return reflect.DeepEqual(n, o) }
 
 // Validate implements strict.Validator.
 func (n *Network) Validate(doc *strict.Doc, path string) {
-	if n.Name == "@public" {
-		doc.Add(path+".name", "not supported by this version", "an edge dials private networks only")
-		return
+	if n.Name == Public {
+		doc.Add(path+".name", "the network is there by itself", `remove the table; pools and origins name "@public" all the same`)
+	} else {
+		checkName(doc, path+".name", n.Name)
 	}
-	checkName(doc, path+".name", n.Name)
+	n.checkReplicas(doc, path)
+}
+
+// checkReplicas wants an order where there is to be one, and only there.
+func (n *Network) checkReplicas(doc *strict.Doc, path string) {
+	has := doc.Has(path + ".replicas")
+	switch {
+	case doc.Bad(path+".steering") || doc.Bad(path+".replicas"):
+	case n.Steering == SteerFailover && len(n.Replicas) == 0:
+		doc.Add(path+".replicas", "failover without an order", `list the names of connectors, as in ["berlin-1", "berlin-2"]`)
+	case has && n.Steering != SteerFailover:
+		doc.Add(path+".replicas", "an order that "+n.Steering+" does not heed", `write steering = "failover", or remove it`)
+	}
+	for i, name := range n.Replicas {
+		at := fmt.Sprintf("%s.replicas[%d]", path, i)
+		checkName(doc, at, name)
+		if name != "" && slices.Index(n.Replicas, name) != i && !doc.Bad(at) {
+			doc.Add(at, "the connector is there twice", "remove one of the two")
+		}
+	}
 }
 
 // Connector is a declared [[connector]]: a process inside a private network

@@ -49,7 +49,7 @@ func (l *loader) buildPools() {
 	for i, p := range l.file.Pool {
 		spec := balance.Spec{Name: p.Name, Steering: p.Steering, Monitor: p.Monitor}
 		for _, e := range p.Endpoints {
-			spec.Endpoints = append(spec.Endpoints, balance.Endpoint{Network: p.Network, Addr: e.Address})
+			spec.Endpoints = append(spec.Endpoints, balance.Member{Endpoint: balance.Endpoint{Network: p.Network, Addr: e.Address}, Weight: 1})
 		}
 		report := l.report(fmt.Sprintf("pool[%d]", i))
 		spec.Validate(func(key, value, hint string) {
@@ -80,10 +80,11 @@ func (c *Config) AllPools() []balance.Spec {
 			continue
 		}
 		for offset := range a.Origin.Size() {
-			pools = append(pools, balance.Spec{
-				Name:      a.PoolsAt(uint16(offset))[0],
-				Endpoints: []balance.Endpoint{{Network: a.Origin.Network, Addr: a.Origin.At(uint16(offset))}},
-			})
+			pool := balance.Spec{Name: a.PoolsAt(uint16(offset))[0]}
+			if a.Origin.Host == "" {
+				pool.Endpoints = []balance.Member{{Endpoint: balance.Endpoint{Network: a.Origin.Network, Addr: a.Origin.At(uint16(offset))}, Weight: 1}}
+			}
+			pools = append(pools, pool)
 		}
 	}
 	return pools

@@ -61,6 +61,25 @@ name = "tokyo"`, "[[network]]\nname = \"tokyo\"\n@[[device]]\nname='x'", []strin
 		{"dangling address", `on = ["main"]`, `@on = ["mian"]`, []string{`app[0].on[0]: "mian": no such address; did you mean "main"?`}},
 		{"dangling network of an origin", `"tokyo/10.0.0.10:9000-9002"`, `@"tokio/10.0.0.10:9000-9002"`, []string{`app[1].origin: "tokio/10.0.0.10:9000-9002": no such network; did you mean "tokyo"?`}},
 
+		{"order of replicas", `name = "berlin"`, "name = \"berlin\"\nsteering = 'failover'\nreplicas = ['berlin-2', 'berlin-1']", nil},
+		{"failover without an order", `name = "berlin"`, "@name = \"berlin\"\nsteering = 'failover'", []string{
+			`36: network[0].replicas: failover without an order; list the names of connectors, as in ["berlin-1", "berlin-2"]`}},
+		{"order without failover", `name = "berlin"`, "name = \"berlin\"\n@replicas = ['berlin-1']", []string{
+			`network[0].replicas: an order that least_connections does not heed; write steering = "failover", or remove it`}},
+		{"replica twice, and a bad name", `name = "berlin"`, "name = \"berlin\"\nsteering = 'failover'\n@replicas = ['b', 'b', 'b 1']", []string{
+			`network[0].replicas[1]: "b": the connector is there twice; remove one of the two`,
+			`network[0].replicas[2]: "b 1": bad character in a name; use letters, digits, "-", "_" and ".", beginning with a letter or a digit`}},
+		{"replica of another network", `name = "tokyo"`, "name = \"tokyo\"\nsteering = 'failover'\n@replicas = ['berlin-1']", []string{
+			`network[1].replicas[0]: "berlin-1": the connector stands in network "berlin"; list connectors of this network`}},
+		{"network that is there by itself", `name = "tokyo"`, `@name = "@public"`, []string{
+			`network[1].name: "@public": the network is there by itself; remove the table; pools and origins name "@public" all the same`}},
+		{"origin of a private name", `"tokyo/10.0.0.10:9000-9002"`, `"tokyo/Media.internal.:9000-9002"`, nil},
+		{"public origin", `"tokyo/10.0.0.10:9000-9002"`, `@"@public/media.example.net:9000-9002"`, nil},
+		{"origin in an unknown network of ours", `"tokyo/10.0.0.10:9000-9002"`, `@"@local/10.0.0.10:9000-9002"`, []string{
+			`app[1].origin: "@local/10.0.0.10:9000-9002": there is no network "@local"; name a [[network]], or "@public", which the edge dials itself`}},
+		{"origin that is nearly an address", `"tokyo/10.0.0.10:9000-9002"`, `@"tokyo/10.0.0.256:9000-9002"`, []string{
+			`app[1].origin: "tokyo/10.0.0.256:9000-9002": neither an IP address nor a DNS name, whose last label has a letter; use letters, digits, "-" and "_" between dots, as in "db.internal"`}},
+
 		{"key that is none", keyOne, "@HIgo9xNzJMWLKASShiTqIybxZ0U3wGLiUeJ1PKf8y", []string{"connector[0].public_key: not a WireGuard key; write the 44 characters that `warren pubkey` prints"}},
 		{"key of another length", keyOne, "@HIgo9xNzJMWLKASShiTqIybx", []string{"connector[0].public_key: a key of 18 bytes, not 32; write the 44 characters that `warren pubkey` prints"}},
 		{"two connectors with one key", "[[monitor]]", "[[connector]]\nname='two'\nnetwork='tokyo'\n@public_key='" + keyOne + "'\nroutes=['10.0.0.0/8']\n[[monitor]]", []string{
@@ -99,7 +118,7 @@ name = "tokyo"`, "[[network]]\nname = \"tokyo\"\n@[[device]]\nname='x'", []strin
 		{"listener that DNS has", `listen = ["tcp/5432"]`, `@listen = ["tcp/53"]`, []string{`app[0].listen[0]: "tcp/53": tcp/10.1.2.3:53 is taken already by [dns], by default; choose another port or address`}},
 		{"pools and origin", `pools = ["berlin-db"]`, "pools = [\"berlin-db\"]\n@origin = 'tokyo/10.0.0.1:1'", []string{`app[0].origin: "tokyo/10.0.0.1:1": both pools and origin are set; keep one of them`}},
 		{"neither pools nor origin", `pools = ["berlin-db"]`, "", []string{`61: app[0].origin: missing, and so is pools; write origin = "network/ip:port", or name pools`}},
-		{"origin without a port", `"tokyo/10.0.0.10:9000-9002"`, `@"tokyo/10.0.0.10"`, []string{`app[1].origin: "tokyo/10.0.0.10": the port is missing; write it like "berlin/10.0.0.10:80" or "berlin/[2001:db8::1]:80"`}},
+		{"origin without a port", `"tokyo/10.0.0.10:9000-9002"`, `@"tokyo/10.0.0.10"`, []string{`app[1].origin: "tokyo/10.0.0.10": the port is missing; write it like "berlin/10.0.0.10:80", "berlin/[2001:db8::1]:80" or "berlin/db.internal:5432"`}},
 		{"empty allow", `allow = ["198.51.100.0/24"]`, `@allow = []`, []string{`app[0].allow: an empty list denies everyone; remove it, or list who may connect`}},
 		{"bad deny", `deny = ["198.51.100.7/32"]`, `@deny = ["198.51.100.7"]`, []string{`app[0].deny[0]: "198.51.100.7": the prefix length is missing; write "198.51.100.7/32" for this one address`}},
 		{"control character in a path", `"/var/log/warren/flows.json"`, `@"/var/log\u0000"`, []string{

@@ -25,6 +25,7 @@ func (l *loader) refs() {
 	for i, c := range l.file.Connector {
 		networks.has(l.doc, fmt.Sprintf("connector[%d].network", i), c.Network)
 	}
+	l.checkReplicas()
 	l.checkKeys()
 	l.checkRoutes()
 	l.indexRoutes()
@@ -44,6 +45,23 @@ func names[T any](tables []T, name func(T) string) []string {
 		out[i] = name(t)
 	}
 	return out
+}
+
+// checkReplicas wants no network to list a connector that stands in another.
+// One that is not declared may enrol later.
+func (l *loader) checkReplicas() {
+	standsIn := make(map[string]string, len(l.file.Connector))
+	for _, c := range l.file.Connector {
+		standsIn[c.Name] = c.Network
+	}
+	for i, n := range l.file.Network {
+		for j, name := range n.Replicas {
+			at := fmt.Sprintf("network[%d].replicas[%d]", i, j)
+			if other, declared := standsIn[name]; declared && name != "" && other != n.Name && other != "" && n.Name != "" && !l.doc.Bad(at) {
+				l.doc.Add(at, fmt.Sprintf("the connector stands in network %q", other), "list connectors of this network")
+			}
+		}
+	}
 }
 
 // checkKeys wants each connector to have a key of its own: the key is what a
@@ -123,7 +141,7 @@ func (l *loader) appRefs(path string, a appTable, networks, addresses, pools kin
 			l.doc.Add(at, "the pool is there twice", "remove one of the two")
 		}
 	}
-	if o := a.Origin; o != (Origin{}) && networks.has(l.doc, path+".origin", o.Network) {
+	if o := a.Origin; o != (Origin{}) && o.Network != Public && networks.has(l.doc, path+".origin", o.Network) {
 		l.checkServed(path+".origin", o.Network, o.Addr)
 	}
 	for i, name := range a.On {

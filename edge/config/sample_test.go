@@ -82,7 +82,7 @@ func mentioned(t *testing.T, table reflect.Type, path, text string) {
 // without a hint, and never as an unknown key.
 func TestSampleUnsupported(t *testing.T) {
 	for _, tt := range []struct{ table, key string }{
-		{"[wireguard]", "uapi"}, {"[admin]", "listen"}, {"[[network]]\nname='n'", "steering"}, {"[[app]]", "affinity"},
+		{"[wireguard]", "uapi"}, {"[admin]", "listen"}, {"[[app]]", "affinity"},
 		{"[[app]]", "proxy_protocol"}, {"[[pool]]", "minimum"}, {"[[pool]]\n[[pool.endpoints]]", "weight"}, {"", "policy"},
 	} {
 		_, err := parseText(t, tt.table+"\n"+tt.key+" = 'x'\n")
