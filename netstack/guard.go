@@ -17,7 +17,7 @@ import (
 // Why a packet was dropped at the NIC, before gVisor saw it.
 const (
 	whyMalformed     = "malformed"      // too short for what it says it is
-	whyProtocol      = "protocol"       // neither TCP, UDP nor an ICMP error
+	whyProtocol      = "protocol"       // neither TCP, UDP, an ICMP error nor an echo that somebody takes
 	whyICMPUnknown   = "icmp_unknown"   // an ICMP error that is about no flow of this NIC
 	whyICMPFragment  = "icmp_fragment"  // an ICMP message in fragments
 	whyICMPBacklog   = "icmp_backlog"   // "packet too big" while the last one is still being heeded
@@ -77,8 +77,8 @@ type inbound struct {
 func (in *inbound) DeliverLinkPacket(tcpip.NetworkProtocolNumber, *stack.PacketBuffer) {}
 
 // DeliverNetworkPacket passes TCP on, takes UDP to its flow (both whole:
-// fragments wait for the rest), handles ICMP errors, and drops and counts
-// everything else. It never blocks.
+// fragments wait for the rest), handles ICMP errors and echoes, and drops and
+// counts everything else. It never blocks.
 func (in *inbound) DeliverNetworkPacket(protocol tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) {
 	why := whyProtocol
 	switch protocol {
@@ -112,7 +112,7 @@ func (in *inbound) deliver4(pkt *stack.PacketBuffer) (why string) {
 		if fragment {
 			return whyICMPFragment
 		}
-		return in.nic.handleICMP(parseICMPv4(pkt.Data().AsRange().ToSlice()))
+		return in.nic.takeICMP(pkt.Data().AsRange().ToSlice())
 	}
 	return whyProtocol
 }
@@ -163,7 +163,7 @@ func (in *inbound) deliver6(pkt *stack.PacketBuffer) (why string) {
 	case protoFragment:
 		return in.fragment6(pkt)
 	case protoICMPv6:
-		return in.nic.handleICMP(parseICMPv6(pkt.Data().AsRange().ToSlice()))
+		return in.nic.takeICMP(pkt.Data().AsRange().ToSlice())
 	}
 	return whyProtocol // extension headers too: nothing that Warren carries has them
 }
@@ -236,6 +236,9 @@ func (n *NIC) handleLateICMP(e icmpError) string {
 func (n *NIC) handleICMP(e icmpError, why string) string {
 	if why != "" {
 		return why
+	}
+	if e.flow.proto == protoICMPv4 || e.flow.proto == protoICMPv6 {
+		return n.pings.told(e)
 	}
 	ep := n.index.find(e.flow)
 	if ep == nil {

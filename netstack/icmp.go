@@ -36,7 +36,7 @@ const (
 	icmpTTL = 64
 )
 
-// icmpError is what an ICMP error says about one of our flows.
+// icmpError is what an ICMP error says about one of our flows, or pings.
 type icmpError struct {
 	flow flowKey
 	err  error // netx.ErrRefused, ErrUnreachable or ErrTimedOut
@@ -143,7 +143,11 @@ func quoted6(b []byte) (flowKey, bool) {
 
 // quotedFlow names the flow of a packet that we sent from src to dst.
 func quotedFlow(proto uint8, src, dst netip.Addr, transport []byte) (flowKey, bool) {
-	if proto != protoTCP && proto != protoUDP {
+	switch proto {
+	case protoTCP, protoUDP:
+	case protoICMPv4, protoICMPv6:
+		return quotedPing(proto, src, dst, transport)
+	default:
 		return flowKey{}, false
 	}
 	return flowKey{
@@ -151,6 +155,19 @@ func quotedFlow(proto uint8, src, dst netip.Addr, transport []byte) (flowKey, bo
 		local:  netip.AddrPortFrom(src, binary.BigEndian.Uint16(transport)),
 		remote: netip.AddrPortFrom(dst, binary.BigEndian.Uint16(transport[2:])),
 	}, true
+}
+
+// quotedPing names the ping whose echo request we sent from src to dst.
+func quotedPing(proto uint8, src, dst netip.Addr, msg []byte) (flowKey, bool) {
+	request := byte(icmp6EchoRequest)
+	if src.Is4() {
+		request = icmp4EchoRequest
+	}
+	key := pingKey(src, dst, 0, 0)
+	if len(msg) < icmpHeaderLen || msg[0] != request || proto != key.proto {
+		return flowKey{}, false
+	}
+	return pingKey(src, dst, binary.BigEndian.Uint16(msg[4:]), binary.BigEndian.Uint16(msg[6:])), true
 }
 
 // unreachablePacket builds the whole IP packet that tells the sender of the

@@ -6,7 +6,7 @@
 // Whoever dials through a NIC stays on it: the endpoint is bound to the NIC
 // before it is bound to an address, so no other connector can answer in its
 // place. A connector makes one promiscuous Stack for each edge and takes what
-// arrives with ForwardTCP and ForwardUDP.
+// arrives with ForwardTCP, ForwardUDP and ForwardPing.
 //
 //	s, _ := netstack.New(netstack.Config{})
 //	nic, _ := s.AddNIC(netstack.NICConfig{Link: link, Sources: sources})
@@ -74,6 +74,8 @@ type Stack struct {
 
 	tcp tcpForwarder
 	udp udpForwarder
+
+	ping pingForwarder
 }
 
 // New makes a Stack without a NIC.
@@ -105,6 +107,7 @@ func New(cfg Config) (*Stack, error) {
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.tcp.init(s)
 	s.udp.init(s)
+	s.ping.init(s)
 	return s, nil
 }
 

@@ -53,6 +53,7 @@ type NIC struct {
 	link  stack.LinkEndpoint
 	index flowIndex
 	acks  ackList
+	pings pingTable
 
 	fragments reassembler
 	lowering  atomic.Bool // a "packet too big" is being heeded
@@ -102,6 +103,7 @@ func (s *Stack) AddNIC(cfg NICConfig) (*NIC, error) {
 	n.acks.nic = n
 	n.index.init(sources, cfg.MaxFlowsPerHost)
 	n.index.drops = &s.drops
+	n.pings.init(&s.drops)
 	n.fragments.drops = &s.drops
 	n.wholeIDs.Store(rand.Uint32())
 	n.fragmentIDs.Store(rand.Uint32())
@@ -225,12 +227,15 @@ func (n *NIC) removeListener(l closer) {
 }
 
 // AbortFlows ends every flow that match says yes to, both ways, and returns
-// how many. It is how a lost route or a revocation takes its flows along.
+// how many. It is how a lost route or a revocation takes its flows along, and
+// the pings under way (local has the identifier for its port, remote the
+// sequence number), which are not counted.
 func (n *NIC) AbortFlows(match func(local, remote netip.AddrPort) bool) int {
 	found := n.index.matching(match)
 	for _, ep := range found {
 		ep.abort(ErrAborted)
 	}
+	n.pings.abort(match)
 	return len(found)
 }
 
