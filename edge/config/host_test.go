@@ -26,9 +26,9 @@ func hostConfig(t *testing.T, dir, tables, extra string) *Config {
 	return cfg
 }
 
-// check wants each of parts in the error of a check of this machine; none
+// wantProblems wants each of parts in the error of a check of this machine; none
 // means that there is no error.
-func check(t *testing.T, err error, parts ...string) {
+func wantProblems(t *testing.T, err error, parts ...string) {
 	t.Helper()
 	if len(parts) == 0 && err != nil {
 		t.Errorf("unexpected problems:\n%v", err)
@@ -41,7 +41,7 @@ func check(t *testing.T, err error, parts ...string) {
 }
 
 func TestHostInOrder(t *testing.T) {
-	check(t, CheckHost(hostConfig(t, filepath.Join(t.TempDir(), "not", "yet"), "", "")))
+	wantProblems(t, CheckHost(hostConfig(t, filepath.Join(t.TempDir(), "not", "yet"), "", "")))
 }
 
 func TestHostPorts(t *testing.T) {
@@ -77,7 +77,7 @@ origin = "n/10.0.0.1:1"
 `, tcpPort, udpPort))
 	pid := fmt.Sprintf("(pid %d)", os.Getpid())
 	err = CheckHost(cfg)
-	check(t, err,
+	wantProblems(t, err,
 		fmt.Sprintf(`edge.toml:19: app[0].listen[0]: "tcp/%d": tcp/127.0.0.1:%d is in use by this process %s; stop that`, tcpPort, tcpPort, pid),
 		fmt.Sprintf(`edge.toml:19: app[0].listen[1]: "udp/%d": udp/127.0.0.1:%d is in use by this process %s; stop that`, udpPort, udpPort, pid),
 		`edge.toml:15: address[1].advertise[0]: "192.0.2.77": this machine does not have the address; if it is behind NAT, set bind to the machine's own address: `)
@@ -90,7 +90,7 @@ func TestHostPermission(t *testing.T) {
 	cfg := hostConfig(t, privateDir(t), "", "")
 	cfg.WireGuard.Listen = Socket{netip.MustParseAddrPort("127.0.0.1:53")}
 	h := &hostCheck{cfg: cfg, doc: cfg.doc.Fork(), try: func(string, netip.AddrPort) error { return syscall.EACCES }}
-	check(t, h.run(), `edge.toml:4: wireguard.listen: "127.0.0.1:0": no permission to listen on udp/127.0.0.1:53; ports below 1024 need root or CAP_NET_BIND_SERVICE`)
+	wantProblems(t, h.run(), `edge.toml:4: wireguard.listen: "127.0.0.1:0": no permission to listen on udp/127.0.0.1:53; ports below 1024 need root or CAP_NET_BIND_SERVICE`)
 }
 
 func TestHostKey(t *testing.T) {
@@ -104,14 +104,14 @@ func TestHostKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	tables := fmt.Sprintf("private_key_file = %q", path)
-	check(t, CheckHost(hostConfig(t, dir, tables, "")))
-	check(t, CheckHost(hostConfig(t, dir, fmt.Sprintf("private_key_file = %q", path+"2"), "")), `edge.toml:5: wireguard.private_key_file: there is no file "`+path+`2"; make one: (umask 077; warren genkey > `)
-	check(t, CheckHost(hostConfig(t, dir, tables, fmt.Sprintf("[[network]]\nname='n'\n[[connector]]\nname='c'\nnetwork='n'\nroutes=['10.0.0.0/8']\npublic_key='%s'", key.PublicKey()))),
+	wantProblems(t, CheckHost(hostConfig(t, dir, tables, "")))
+	wantProblems(t, CheckHost(hostConfig(t, dir, fmt.Sprintf("private_key_file = %q", path+"2"), "")), `edge.toml:5: wireguard.private_key_file: there is no file "`+path+`2"; make one: (umask 077; warren genkey > `)
+	wantProblems(t, CheckHost(hostConfig(t, dir, tables, fmt.Sprintf("[[network]]\nname='n'\n[[connector]]\nname='c'\nnetwork='n'\nroutes=['10.0.0.0/8']\npublic_key='%s'", key.PublicKey()))),
 		`edge.toml:14: connector[0].public_key: this is the edge's own key`)
 	if err := os.Chmod(path, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	check(t, CheckHost(hostConfig(t, dir, tables, "")), `edge.toml:5: wireguard.private_key_file: `, "chmod 600")
+	wantProblems(t, CheckHost(hostConfig(t, dir, tables, "")), `edge.toml:5: wireguard.private_key_file: `, "chmod 600")
 }
 
 func TestHostPlaces(t *testing.T) {
@@ -123,18 +123,18 @@ func TestHostPlaces(t *testing.T) {
 	if err := os.Chmod(open, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	check(t, CheckHost(hostConfig(t, open, "", "")), `edge.toml:2: edge.state_dir: opening state directory "`+open+`": everybody on this machine has access (mode 0777): run chmod 700`)
+	wantProblems(t, CheckHost(hostConfig(t, open, "", "")), `edge.toml:2: edge.state_dir: opening state directory "`+open+`": everybody on this machine has access (mode 0777): run chmod 700`)
 
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	check(t, CheckHost(hostConfig(t, file, "", "")), `edge.state_dir: opening state directory "`+file+`": it is a file: choose another state_dir`)
-	check(t, CheckHost(hostConfig(t, dir, "", fmt.Sprintf("[log]\nflows = %q\n[admin]\nsocket = %q", filepath.Join(dir, "x", "f"), filepath.Join(dir, "y", "s")))),
+	wantProblems(t, CheckHost(hostConfig(t, file, "", "")), `edge.state_dir: opening state directory "`+file+`": it is a file: choose another state_dir`)
+	wantProblems(t, CheckHost(hostConfig(t, dir, "", fmt.Sprintf("[log]\nflows = %q\n[admin]\nsocket = %q", filepath.Join(dir, "x", "f"), filepath.Join(dir, "y", "s")))),
 		`log.flows: there is no directory "`+filepath.Join(dir, "x")+`"`)
-	check(t, CheckHost(hostConfig(t, dir, "", fmt.Sprintf("[log]\nflows = %q\n[admin]\nsocket = %q", open, file))),
+	wantProblems(t, CheckHost(hostConfig(t, dir, "", fmt.Sprintf("[log]\nflows = %q\n[admin]\nsocket = %q", open, file))),
 		`log.flows: "`+open+`" is a directory`, `admin.socket: "`+file+`" is there and no socket`)
-	check(t, CheckHost(hostConfig(t, dir, "", fmt.Sprintf("[log]\nflows = %q", filepath.Join(dir, strings.Repeat("x", 300))))), `log.flows: cannot open`)
+	wantProblems(t, CheckHost(hostConfig(t, dir, "", fmt.Sprintf("[log]\nflows = %q", filepath.Join(dir, strings.Repeat("x", 300))))), `log.flows: cannot open`)
 
 	socket := filepath.Join(dir, "s")
 	l, err := net.Listen("unix", socket)
@@ -142,7 +142,7 @@ func TestHostPlaces(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	check(t, CheckHost(hostConfig(t, dir, "", fmt.Sprintf("[admin]\nsocket = %q", socket))), `admin.socket: a running edge answers on "`+socket+`"`)
+	wantProblems(t, CheckHost(hostConfig(t, dir, "", fmt.Sprintf("[admin]\nsocket = %q", socket))), `admin.socket: a running edge answers on "`+socket+`"`)
 }
 
 // privateDir is a directory that can be a state directory.
