@@ -26,6 +26,7 @@ type Metrics struct {
 	active   *prometheus.GaugeVec     // app
 	connect  *prometheus.HistogramVec // app
 	states   *states
+	pools    *pools
 
 	mu   sync.Mutex
 	apps map[string]*appCounters
@@ -71,6 +72,7 @@ func NewMetrics(build Build) *Metrics {
 			Buckets: connectBuckets,
 		}, []string{"app"}),
 		states: newStates(),
+		pools:  newPools(),
 		apps:   make(map[string]*appCounters),
 		open:   make(map[*Entry]struct{}),
 	}
@@ -82,7 +84,7 @@ func NewMetrics(build Build) *Metrics {
 		},
 	})
 	info.Set(1)
-	m.registry.MustRegister(info, m.flows, liveBytes{m}, m.active, m.connect, m.states,
+	m.registry.MustRegister(info, m.flows, liveBytes{m}, m.active, m.connect, m.states, m.pools,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
