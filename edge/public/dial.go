@@ -1,0 +1,141 @@
+package public
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+
+	"github.com/warrenmesh/warren/netstack/netx"
+	"github.com/warrenmesh/warren/netstack/relay"
+)
+
+// Dialer dials public origins. It is immutable but for the count of dials
+// under way, and safe for concurrent use.
+type Dialer struct {
+	spec   Spec
+	own    map[netip.Addr]struct{}
+	places chan struct{} // one token for each dial under way
+	dial   func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+var _ netx.Dialer = (*Dialer)(nil)
+
+// New makes a Dialer of a valid spec.
+func New(spec Spec) *Dialer {
+	spec = spec.withDefaults()
+	d := &Dialer{
+		spec:   spec,
+		own:    make(map[netip.Addr]struct{}, len(spec.Own)),
+		places: make(chan struct{}, spec.MaxDials),
+		dial:   (&net.Dialer{KeepAlive: spec.KeepAlive}).DialContext,
+	}
+	for _, a := range spec.Own {
+		d.own[a.Unmap().WithZone("")] = struct{}{}
+	}
+	return d
+}
+
+// withDefaults fills what was left out.
+func (s Spec) withDefaults() Spec {
+	if s.Timeout == 0 {
+		s.Timeout = DefaultTimeout
+	}
+	if s.KeepAlive == 0 {
+		s.KeepAlive = DefaultKeepAlive
+	}
+	if s.MaxDials == 0 {
+		s.MaxDials = DefaultMaxDials
+	}
+	return s
+}
+
+// udpReadBuffer is what the kernel may hold of an origin's datagrams, as a
+// connector asks for: the usual 208 KiB is 92 of them.
+const udpReadBuffer = 1 << 20
+
+// DialContext opens a flow to addr, which Check must pass; network is "tcp" or
+// "udp". The conn is the kernel's own, *net.TCPConn or a connected
+// *net.UDPConn, as relay wants it; the caller closes it.
+//
+// It ends after the Spec's timeout. An error wraps netx.ErrRefused,
+// ErrUnreachable or ErrTimedOut; only an end of ctx is none of them. Where
+// MaxDials wait already it fails at once with ErrBusy.
+func (d *Dialer) DialContext(ctx context.Context, network string, addr netip.AddrPort) (net.Conn, error) {
+	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
+	what := fmt.Sprintf("dialling \"%s/%s\"", network, addr)
+	if network != "tcp" && network != "udp" {
+		return nil, &Error{What: what, Class: netx.ErrUnreachable, Err: errors.New("want tcp or udp")}
+	}
+	if addr.Port() == 0 {
+		return nil, &Error{What: what, Class: netx.ErrUnreachable, Err: errors.New("want a port from 1 to 65535")}
+	}
+	if err := d.Check(addr.Addr()); err != nil {
+		return nil, &Error{What: what, Class: netx.ErrUnreachable, Err: err}
+	}
+	select {
+	case d.places <- struct{}{}:
+		defer func() { <-d.places }()
+	default:
+		return nil, &Error{What: what, Class: netx.ErrUnreachable, Err: fmt.Errorf("%w: %d are waiting; raise [public] max_dials, or look why they wait", ErrBusy, cap(d.places))}
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.spec.Timeout)
+	defer cancel()
+	conn, err := d.dial(ctx, network, addr.String())
+	if err != nil {
+		return nil, &Error{What: what, Class: classify(ctx, err), Err: reason(err)}
+	}
+	if u, ok := conn.(*net.UDPConn); ok {
+		relay.GrowBuffers(u, udpReadBuffer, 0) // as much of it as the machine allows
+	}
+	return conn, nil
+}
+
+// Error is a failed dial or ping. It wraps Class and Err, and reads as What
+// and Err.
+type Error struct {
+	// What was being done: `dialling "tcp/198.51.100.10:443"`.
+	What string
+	// Class is one of netx's errors, or nil when the caller gave up.
+	Class error
+	// Err is the cause.
+	Err error
+}
+
+// Error is "what: cause".
+func (e *Error) Error() string { return e.What + ": " + e.Err.Error() }
+
+// Unwrap returns the class and the cause.
+func (e *Error) Unwrap() []error {
+	if e.Class == nil {
+		return []error{e.Err}
+	}
+	return []error{e.Class, e.Err}
+}
+
+// classify says which of netx's errors a dial under ctx failed with. What is
+// no refusal and no silence is unreachable.
+func classify(ctx context.Context, err error) error {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return nil
+	}
+	if class := netx.Classify(err); class != nil {
+		return class
+	}
+	return netx.ErrUnreachable
+}
+
+// reason takes the addresses off a kernel's error, which the Error has, and
+// says of a want of descriptors whose it is.
+func reason(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) && op == err {
+		err = op.Err
+	}
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+		return fmt.Errorf("%w: %w", ErrDescriptors, err)
+	}
+	return err
+}
