@@ -338,6 +338,9 @@ func (e *Edge) onPeer(p *tunnel.Peer, s tunnel.PeerState) {
 
 // onHealth hears of endpoints that change their state.
 func (e *Edge) onHealth(c monitor.Change) {
+	if now := e.current.Load(); now != nil {
+		now.director.HealthChanged(c.Network, c.Addr, c.Monitor)
+	}
 	level := slog.LevelInfo
 	if c.To == monitor.StateDown {
 		level = slog.LevelWarn

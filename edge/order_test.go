@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/warrenmesh/warren/edge/balance"
 	"github.com/warrenmesh/warren/edge/ingress"
 	"github.com/warrenmesh/warren/netstack"
 )
@@ -42,7 +43,7 @@ func TestReloadMovesPoolsWithoutAGap(t *testing.T) {
 			default:
 			}
 			if now := w.current.Load(); now.revision == 2 {
-				if _, why, ok := now.director.Pick([]string{"web"}, nil); !ok {
+				if _, why, ok := now.director.Pick(balance.Request{App: "web"}); !ok {
 					t.Errorf("a flow of the new config finds nothing: %s", why)
 					return
 				}

@@ -62,7 +62,7 @@ func (e *Edge) walk(ctx context.Context, in ingress.Accepted) {
 		return
 	}
 	stop := watchClient(in.Conn, cancel)
-	origin, status, why := e.connect(connecting, now.director, app.PoolsAt(offset), f, p.entry)
+	origin, status, why := e.connect(connecting, now.director, app.steered(offset), f, p)
 	stop()
 	if origin == nil {
 		netx.Abort(in.Conn)
@@ -86,7 +86,8 @@ type passage struct {
 	e     *Edge
 	flow  *flow.Flow
 	entry *observe.Entry
-	done  func() // of the ingress; nil where the flow ends with its goroutine
+	done  func()       // of the ingress; nil where the flow ends with its goroutine
+	pick  balance.Pick // what the flow holds of its endpoint, once it is connected
 
 	mu     sync.Mutex
 	stream *relay.Stream           // once the relay has the flow
@@ -129,6 +130,7 @@ func (p *passage) finish(res relay.Result) { p.end(p.e.ended(p.flow, res)) }
 
 // end is the last act of the flow's owner.
 func (p *passage) end(status flow.Status, why string) {
+	p.pick.Release()
 	p.flow.Done(time.Now(), status, why)
 	p.entry.End()
 	if p.done != nil {
@@ -150,7 +152,7 @@ func (e *Edge) admit(spec *ingress.Spec, client netip.Addr) bool {
 
 // connect picks endpoints until one accepts. No byte of the client has been
 // read, so a failure costs nothing but time.
-func (e *Edge) connect(ctx context.Context, d *balance.Director, pools []string, f *flow.Flow, entry *observe.Entry) (net.Conn, flow.Status, string) {
+func (e *Edge) connect(ctx context.Context, d *balance.Director, app string, f *flow.Flow, p *passage) (net.Conn, flow.Status, string) {
 	ctx, cancel := context.WithTimeoutCause(ctx, connectTimeout, netx.ErrTimedOut)
 	defer cancel()
 	var (
@@ -158,12 +160,16 @@ func (e *Edge) connect(ctx context.Context, d *balance.Director, pools []string,
 		status = flow.StatusNoEndpoint
 		why    string
 	)
+	request := balance.Request{
+		App: app, Client: f.Snapshot().Client.Addr(),
+		Tried: func(ep balance.Endpoint) bool { return slices.Contains(tried, ep) },
+	}
 	for try := range connectTries {
 		if ctx.Err() != nil {
 			status, why = failed(ctx, ctx.Err())
 			break
 		}
-		pick, reason, ok := d.Pick(pools, func(ep balance.Endpoint) bool { return slices.Contains(tried, ep) })
+		pick, reason, ok := d.Acquire(ctx, request)
 		if !ok {
 			if try == 0 {
 				why = reason
@@ -178,11 +184,18 @@ func (e *Edge) connect(ctx context.Context, d *balance.Director, pools []string,
 		if err == nil {
 			took := time.Since(began)
 			f.Update(func(r *flow.Record) { r.Connector, r.ConnectTime, r.Why = connector, took, reason })
-			entry.Connected(took)
+			pick.Connected(took)
+			p.pick = pick
+			p.entry.Connected(took)
 			return conn, flow.StatusOpen, ""
 		}
 		f.Update(func(r *flow.Record) { r.Connector = connector })
-		status, why = failed(ctx, err)
+		switch status, why = failed(ctx, err); status {
+		case flow.StatusClientGone, flow.StatusCut, flow.StatusNoRoute:
+			pick.Canceled() // it says nothing of the endpoint
+		default:
+			pick.Failed(err)
+		}
 		if status != flow.StatusNoRoute || connector == "" {
 			tried = append(tried, pick.Endpoint)
 		} // else the connector was lost, not the endpoint: a replica may serve it

@@ -49,7 +49,7 @@ func (l *loader) buildPools() {
 	for i, p := range l.file.Pool {
 		spec := balance.Spec{Name: p.Name, Steering: p.Steering, Monitor: p.Monitor}
 		for _, e := range p.Endpoints {
-			spec.Endpoints = append(spec.Endpoints, balance.Endpoint{Network: p.Network, Addr: e.Address})
+			spec.Endpoints = append(spec.Endpoints, balance.Member{Endpoint: balance.Endpoint{Network: p.Network, Addr: e.Address}, Weight: 1})
 		}
 		report := l.report(fmt.Sprintf("pool[%d]", i))
 		spec.Validate(func(key, value, hint string) {
@@ -82,7 +82,7 @@ func (c *Config) AllPools() []balance.Spec {
 		for offset := range a.Origin.Size() {
 			pool := balance.Spec{Name: a.PoolsAt(uint16(offset))[0]}
 			if a.Origin.Host == "" {
-				pool.Endpoints = []balance.Endpoint{{Network: a.Origin.Network, Addr: a.Origin.At(uint16(offset))}}
+				pool.Endpoints = []balance.Member{{Endpoint: balance.Endpoint{Network: a.Origin.Network, Addr: a.Origin.At(uint16(offset))}, Weight: 1}}
 			}
 			pools = append(pools, pool)
 		}
