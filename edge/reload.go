@@ -75,36 +75,6 @@ func steering(cfg *config.Config) []balance.App {
 	return apps
 }
 
-// steered is the name that the Director knows the app by, for a listener with
-// that offset.
-func (a *app) steered(offset uint16) string {
-	if a.Origin == nil {
-		return a.Name
-	}
-	return a.PoolsAt(offset)[0]
-}
-
-// steering is how each app steers between its pools. An app with an origin is
-// one for each of its ports, with the pool of that name.
-func steering(cfg *config.Config) []balance.App {
-	var apps []balance.App
-	for _, a := range cfg.Apps {
-		if a.Origin != nil {
-			for offset := range a.Origin.Size() {
-				name := a.PoolsAt(uint16(offset))[0]
-				apps = append(apps, balance.App{Name: name, Pools: []balance.Choice{{Pool: name, Weight: 1}}})
-			}
-			continue
-		}
-		next := balance.App{Name: a.Name, Steering: a.Steering}
-		for _, pool := range a.Pools {
-			next.Pools = append(next.Pools, balance.Choice{Pool: pool, Weight: 1})
-		}
-		apps = append(apps, next)
-	}
-	return apps
-}
-
 // build makes the snapshot that follows previous (nil: the first).
 func (e *Edge) build(cfg *config.Config, previous *snapshot) (*snapshot, error) {
 	next := &snapshot{cfg: cfg, revision: 1, since: time.Now(), apps: make(map[string]*app)}
