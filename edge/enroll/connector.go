@@ -50,6 +50,9 @@ type Connector struct {
 	Revision                 uint64 // of its grant
 	MaxTCPFlows, MaxUDPFlows int
 
+	Working  bool      // there is work for it: see Deps.Work
+	LastWork time.Time // when it last asked for it; zero: not since this edge started
+
 	LastSync    time.Time     // zero: none since this edge started
 	Report      wire.Report   // of LastSync
 	ClockOffset time.Duration // its clock less this edge's, to half a round trip; 0 where it told no time
@@ -63,6 +66,7 @@ type connector struct {
 	asleep     bool   // not in the tunnel,
 	why        string // because
 	draining   bool
+	working    bool // there is work for it
 	grant      wire.Grant
 	revision   uint64
 	registered time.Time // since when a pending one may sync
@@ -70,20 +74,12 @@ type connector struct {
 	missed time.Time // since when sweeps miss an ephemeral one, also those before a restart; guarded by changing alone
 
 	// Syncs write these, with mu alone.
-	hold     *hold // the latest that waits, or has given up
+	syncs    seat
 	lastSync time.Time
 	report   wire.Report
 	offset   time.Duration
 	clock    clockState
-}
-
-// wakeLocked lets the held sync, if there is one, look again.
-func (c *connector) wakeLocked() {
-	if c.hold != nil {
-		wake := c.hold.wake
-		c.hold = nil
-		wake()
-	}
+	duty
 }
 
 // addConnector enters c. The caller holds both locks, or is New.
@@ -97,7 +93,7 @@ func (r *Registry) addConnector(c *connector) {
 	}
 }
 
-// dropLocked takes c out of memory and wakes its sync, which then finds it
+// dropLocked takes c out of memory and wakes its polls, which then find it
 // gone.
 func (r *Registry) dropLocked(c *connector) {
 	delete(r.connectors, c.rec.Name)
@@ -107,7 +103,8 @@ func (r *Registry) dropLocked(c *connector) {
 	if t := r.tokens[c.rec.Token]; t != nil {
 		delete(t.pending, c.rec.Name)
 	}
-	c.wakeLocked()
+	c.syncs.wakeLocked()
+	c.works.wakeLocked()
 }
 
 // replace gives c another record, of the same name. The caller holds changing.
@@ -200,6 +197,7 @@ func (c *connector) infoLocked() Connector {
 		Declared: c.declared, Token: c.rec.Token, Ephemeral: c.rec.Ephemeral,
 		Enrolled: c.rec.Enrolled, KeySince: c.rec.KeySince, Draining: c.draining,
 		Revision: c.revision, MaxTCPFlows: c.grant.MaxTCPFlows, MaxUDPFlows: c.grant.MaxUDPFlows,
+		Working: c.working, LastWork: c.asked,
 		LastSync: c.lastSync, Report: c.report, ClockOffset: c.offset,
 	}
 	info.Report.Errors = slices.Clone(c.report.Errors)

@@ -50,6 +50,8 @@ type Registry struct {
 	self    wgtypes.Key // this edge's public key
 	started time.Time   // when New made it
 	metrics metrics
+	work    Work // nil: there is none
+	stirred stirred
 
 	// changing is held through each change: the store's fsync, what the tunnel
 	// is told, and memory. It is taken before mu. Whoever holds it may read
@@ -90,6 +92,8 @@ func New(spec Spec, deps Deps) (*Registry, error) {
 		connectors: make(map[string]*connector),
 		byKey:      make(map[wgtypes.Key]*connector),
 		denials:    make(map[wgtypes.Key]*denial),
+		work:       deps.Work,
+		stirred:    stirred{news: make(chan struct{}, 1)},
 	}
 	r.metrics.init()
 	if err := r.store.View(r.load); err != nil {

@@ -18,6 +18,12 @@ import (
 // fuzzed is a world with one connector, and a handler for each port.
 func fuzzed(t testing.TB) (w *world, request func(p port, from netip.Addr, method, path, body string) (int, []byte)) {
 	w = newWorld(t)
+	work := newFakeWork()
+	work.assigned["web"] = wire.WorkAnswer{Revision: 7, Work: wire.Work{
+		Specs: []wire.WorkSpec{{Check: json.RawMessage(`{}`)}}, Checks: []wire.Check{{ID: 1, Addr: netip.MustParseAddrPort("10.0.0.1:80")}}, Names: []wire.Name{{Host: "db"}},
+	}}
+	w.work = work
+	w.restart()
 	gone, cancel := context.WithCancel(t.Context())
 	cancel() // nobody waits for a held sync
 	return w, func(p port, from netip.Addr, method, path, body string) (int, []byte) {
@@ -67,11 +73,14 @@ func FuzzControl(f *testing.F) {
 	f.Add("POST", wire.PathSync, `{"report":{"time":"0000-01-01T00:00:00-23:59","started":"9999-12-31T23:59:59-23:59","load":{"tcp_flows":-3,"load1":1e308}}}`)
 	f.Add("POST", wire.PathKey, fmt.Sprintf(`{"public_key":%q}`, wire.Key{Key: newKey()}))
 	f.Add("POST", wire.PathKey, `{}`)
+	f.Add("POST", wire.PathWork, `{"revision":0,"results":[{"id":1}],"names":[{"host":"db"}]}`)
+	f.Add("POST", wire.PathWork, `{"revision":7,"results":[{"id":1,"error":"\u0000","class":"refused"},{"id":2}],"names":[{"host":"db","addrs":["10.0.0.1","fe80::1%x"]},{"host":""}]}`)
 	f.Add("PUT", "/v1/", "\x00")
 	f.Fuzz(func(t *testing.T, method, path, body string) {
 		w, request := fuzzed(t)
 		_, token := w.token()
 		_, key := w.enrolled(token, "web")
+		w.reassign()
 		for range 2 { // the second finds the connector as the first has left it
 			status, answer := request(w.controlPort(), overlayOf(key), method, path, body)
 			wantAnswer(t, status, answer)

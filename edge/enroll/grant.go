@@ -19,6 +19,7 @@ func (r *Registry) grantOf(c *connector) wire.Grant {
 		Name: c.rec.Name, Network: c.rec.Network, Routes: c.rec.Routes, Edges: r.edges,
 		MaxTCPFlows: network.MaxTCPFlows, MaxUDPFlows: network.MaxUDPFlows,
 		Drain: c.draining, Rotate: !c.declared && (c.rec.Rotate || r.aged(c, r.now())),
+		Work: c.working && !c.draining,
 	}
 }
 
@@ -51,7 +52,7 @@ func (r *Registry) refresh(c *connector) {
 		return
 	}
 	c.grant, c.revision = grant, revision
-	c.wakeLocked()
+	c.syncs.wakeLocked()
 }
 
 // Grant gives an enrolled connector other routes. Flows that they do not cover

@@ -45,7 +45,7 @@ func (r *Registry) serveSync(ctx context.Context, key wgtypes.Key, decode func(a
 	if refusal := r.arrive(key, req); refusal != nil {
 		return nil, refusal
 	}
-	return r.syncParked(at, key, req)
+	return lookParked(at, &syncPoll{r, key, req.Revision})
 }
 
 func (r *Registry) serveKey(_ context.Context, key wgtypes.Key, decode func(any) *wire.Refusal) (any, *wire.Refusal) {
@@ -79,7 +79,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 			return
 		}
 		h.registry.log.Error(err.Error())
-		refusal = wire.Refuse(wire.CodeUnavailable, "this edge cannot hold a sync now: call again")
+		refusal = wire.Refuse(wire.CodeUnavailable, "this edge cannot hold a request now: call again")
 	}
 	status, body, err := encode(answer, refusal)
 	if err != nil {
@@ -122,7 +122,11 @@ func (h *handler) answer(w http.ResponseWriter, req *http.Request) (any, *wire.R
 		return nil, refusal
 	}
 	return do(req.Context(), key, func(into any) *wire.Refusal {
-		if err := wire.Decode(http.MaxBytesReader(w, req.Body, h.port.maxBody), into); err != nil {
+		read, limit := wire.Decode, h.port.maxBody
+		if _, wide := into.(*wire.WorkRequest); wide {
+			read, limit = wire.DecodeWork, wire.MaxWorkBody
+		}
+		if err := read(http.MaxBytesReader(w, req.Body, limit), into); err != nil {
 			return wire.Refuse(wire.CodeBadRequest, "%s", clean(err.Error(), wire.MaxText))
 		}
 		return nil

@@ -198,6 +198,7 @@ func (r *Registry) confirm(key wgtypes.Key) *wire.Refusal {
 		return r.unavailable(err)
 	}
 	r.replace(c, rec)
+	r.WorkChanged(rec.Name)
 	r.metrics.enrolled(ResultConfirmed)
 	r.log.Info("connector confirmed", "connector", rec.Name, "network", rec.Network, "token", rec.Token, "key", abbreviate(key))
 	if t != nil {

@@ -12,6 +12,8 @@ type Counts struct {
 	Tokens      map[TokenState]int // gauges: all states are there
 	Syncs       uint64             // that were answered with a grant
 	SyncsHeld   int                // gauge: those that wait for news
+	WorkHeld    int                // gauge: requests for work that wait for news
+	Reports     map[string]uint64  // results of checks and names, by what became of them: one of the Report values
 }
 
 // Results of an enrolment that was not refused.
@@ -21,9 +23,19 @@ const (
 	ResultConfirmed = "confirmed" // the key has synced
 )
 
+// What became of a result that a connector reported.
+const (
+	ReportTaken   = "taken"
+	ReportForeign = "foreign" // of what was not the connector's to check or to resolve: ignored
+	ReportStale   = "stale"   // of a revision that the connector was not given, as after a restart: ignored
+)
+
 type metrics struct {
 	syncs atomic.Uint64
 	held  atomic.Int64
+
+	worksHeld             atomic.Int64
+	taken, foreign, stale atomic.Uint64 // results
 
 	tooManyOfPeer, tooMany atomic.Uint64 // connections that were aborted for a newer one
 
@@ -47,6 +59,10 @@ func (r *Registry) Counts() Counts {
 		Tokens:    map[TokenState]int{TokenActive: 0, TokenSpent: 0, TokenExpired: 0, TokenRevoked: 0},
 		Syncs:     r.metrics.syncs.Load(),
 		SyncsHeld: int(r.metrics.held.Load()),
+		WorkHeld:  int(r.metrics.worksHeld.Load()),
+		Reports: map[string]uint64{
+			ReportTaken: r.metrics.taken.Load(), ReportForeign: r.metrics.foreign.Load(), ReportStale: r.metrics.stale.Load(),
+		},
 	}
 	r.metrics.mu.Lock()
 	counts.Enrollments = maps.Clone(r.metrics.enrollments)

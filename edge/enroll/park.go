@@ -10,18 +10,16 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
-
 	"github.com/warrenmesh/warren/edge/wire"
 	"github.com/warrenmesh/warren/netstack/netx"
 )
 
 // lot is where connections wait without a goroutine and without a buffer: each
-// connector holds a sync for all of its life, and net/http would spend two
-// stacks and 10 KB of buffers on each. It gives a connection up when a sync is
+// connector holds a poll for all of its life, and net/http would spend two
+// stacks and 10 KB of buffers on each. It gives a connection up when a poll is
 // held, and is given it again when the next request comes.
 //
-//	net/http ──a sync is held──→ held ──answered──→ idle ──a request──→ net/http
+//	net/http ──a poll is held──→ held ──answered──→ idle ──a request──→ net/http
 //	                              └──its other end has gone, or the server stops──→ closed
 //
 // Only connections that implement netx.ReadNotifier are parked.
@@ -83,7 +81,7 @@ func (l *lot) cut() {
 
 // What a parked connection is told. They are bits.
 const (
-	toldNews    = 1 << iota // its connector's grant may be another
+	toldNews    = 1 << iota // there may be news for its poll
 	toldTime                // it has waited long enough
 	toldInput               // it can be read: a request, or its end
 	toldStop                // the server stops
@@ -93,12 +91,11 @@ const (
 // parked is a connection in a lot. Its fields are of the goroutine that has
 // toldRunning, but told.
 type parked struct {
-	lot      *lot
-	conn     *conn
-	key      wgtypes.Key
-	revision uint64
-	hold     *hold // nil once it is answered
-	told     atomic.Uint32
+	lot  *lot
+	conn *conn
+	poll poll
+	hold *hold // of poll; nil once it is answered
+	told atomic.Uint32
 
 	until  time.Time
 	timer  *time.Timer
@@ -131,12 +128,12 @@ type place struct {
 	conn *conn
 }
 
-// syncParked is sync for a connection that can be parked: it answers, or
+// lookParked is await for a connection that can be parked: it answers, or
 // returns a parking.
-func (r *Registry) syncParked(at place, key wgtypes.Key, req wire.SyncRequest) (any, *wire.Refusal) {
-	p := &parked{lot: at.lot, conn: at.conn, key: key, revision: req.Revision}
+func lookParked(at place, of poll) (any, *wire.Refusal) {
+	p := &parked{lot: at.lot, conn: at.conn, poll: of}
 	p.told.Store(toldRunning)
-	answer, next, refusal := r.look(key, nil, func() { p.tell(toldNews) }, req.Revision, false)
+	answer, next, refusal := of.look(nil, func() { p.tell(toldNews) }, false)
 	if refusal != nil || next == nil {
 		return answer, refusal
 	}
@@ -150,20 +147,23 @@ func (p *parked) park(w http.ResponseWriter) error {
 	_, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		p.lot.all.Done()
-		p.lot.registry.giveUp(p.key, p.hold)
+		p.poll.giveUp(p.hold)
 		return fmt.Errorf("parking a connection: %w", err)
 	}
 	p.conn.early, _ = buffered.Reader.Peek(buffered.Reader.Buffered())
 	p.conn.early = bytes.Clone(p.conn.early)
 	l := p.lot
-	l.registry.metrics.held.Add(1)
+	p.poll.held().Add(1)
 	l.mu.Lock()
 	l.parked[p] = struct{}{}
 	if l.stopping != nil {
 		p.tell(toldStop)
 	}
 	l.mu.Unlock()
-	p.await(wire.HoldSync)
+	p.await(holdFor)
+	if len(p.conn.early) > 0 {
+		p.tell(toldInput)
+	}
 	p.run()
 	return nil
 }
@@ -222,18 +222,18 @@ func (p *parked) run() {
 	}
 }
 
-// whileHeld does what a held sync is told.
+// whileHeld does what a held poll is told.
 func (p *parked) whileHeld(told uint32) (over bool) {
-	r := p.lot.registry
 	if told&toldStop != 0 {
-		r.giveUp(p.key, p.hold)
+		p.poll.giveUp(p.hold)
 		return p.answer(nil, p.lot.refusal())
 	}
 	if told&toldInput != 0 && p.ended() {
-		r.giveUp(p.key, p.hold)
+		p.poll.giveUp(p.hold)
 		return p.leave(nil)
 	}
-	answer, next, refusal := r.look(p.key, p.hold, func() { p.tell(toldNews) }, p.revision, p.overdue(told))
+	hurried := len(p.conn.early) > 0 && p.poll.hurried()
+	answer, next, refusal := p.poll.look(p.hold, func() { p.tell(toldNews) }, hurried || p.overdue(told))
 	if next != nil {
 		p.hold = next
 		return false
@@ -252,6 +252,9 @@ func (l *lot) refusal() *wire.Refusal {
 	defer l.mu.Unlock()
 	return l.stopping
 }
+
+// holdFor is how long a poll is held.
+const holdFor = wire.HoldSync
 
 // tasteWithin bounds a read of what should be there.
 const tasteWithin = time.Second
@@ -281,7 +284,7 @@ func (p *parked) ended() bool {
 // answer sends the answer, and lets p wait for the next request.
 func (p *parked) answer(answer any, refusal *wire.Refusal) (over bool) {
 	p.hold = nil
-	p.lot.registry.metrics.held.Add(-1)
+	p.poll.held().Add(-1)
 	p.timer.Stop()
 	status, body, err := encode(answer, refusal)
 	if err != nil {
@@ -334,7 +337,7 @@ func (p *parked) whileIdle(told uint32) (over bool) {
 func (p *parked) leave(back chan<- net.Conn) (over bool) {
 	l := p.lot
 	if p.hold != nil {
-		l.registry.metrics.held.Add(-1)
+		p.poll.held().Add(-1)
 	}
 	p.unlisten()
 	p.timer.Stop()

@@ -90,6 +90,7 @@ func (r *Registry) applyLocked(spec Spec) {
 		}
 		r.refresh(c)
 	}
+	r.WorkChanged() // for those that are new
 }
 
 // declare makes the declared connectors those of spec. One that keeps its name

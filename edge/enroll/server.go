@@ -58,20 +58,24 @@ func (r *Registry) enrollPort() port {
 }
 
 func (r *Registry) controlPort() port {
+	methods := map[string]method{wire.PathSync: r.serveSync, wire.PathKey: r.serveKey}
+	if r.work != nil {
+		methods[wire.PathWork] = r.serveWork
+	}
 	return port{
 		name: "control", idle: 30 * time.Second, ofPeer: 8, maxBody: wire.MaxBody,
 		ofAll:   r.maxControlConns,
-		methods: map[string]method{wire.PathSync: r.serveSync, wire.PathKey: r.serveKey},
+		methods: methods,
 		left:    func(netip.Addr) {},
 	}
 }
 
-// maxControlConns leaves each connector room for the sync that it holds, and
-// another while that one ends.
+// maxControlConns leaves each connector room for the sync that it holds and for
+// its work, and for another of each while that one ends.
 func (r *Registry) maxControlConns() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return max(2048, 2*len(r.connectors))
+	return max(2048, 4*len(r.connectors))
 }
 
 // joinerLeft renews a guest whose last connection has ended, once an enrolment

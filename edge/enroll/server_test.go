@@ -78,17 +78,20 @@ type served struct {
 // serving runs a test in a bubble, with both servers.
 func serving(t *testing.T, f func(t *testing.T, s *served)) {
 	t.Helper()
-	bubble(t, func(t *testing.T, w *world) {
-		s := &served{world: w, joins: newOverlay(), control: newOverlay()}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- w.Serve(ctx, s.joins, s.control) }()
-		s.stop = sync.OnceValue(func() error { cancel(); return <-done })
-		f(t, s)
-		if err := s.stop(); err != nil {
-			t.Errorf("serving ended with %v", err)
-		}
-	})
+	bubble(t, func(t *testing.T, w *world) { w.serving(t, f) })
+}
+
+func (w *world) serving(t *testing.T, f func(t *testing.T, s *served)) {
+	t.Helper()
+	s := &served{world: w, joins: newOverlay(), control: newOverlay()}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- w.Serve(ctx, s.joins, s.control) }()
+	s.stop = sync.OnceValue(func() error { cancel(); return <-done })
+	f(t, s)
+	if err := s.stop(); err != nil {
+		t.Errorf("serving ended with %v", err)
+	}
 }
 
 // post sends one request over a connection of its own, and gives the answer's

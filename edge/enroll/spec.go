@@ -44,13 +44,14 @@ type Declared struct {
 	Routes    []netip.Prefix
 }
 
-// Deps is what a Registry works with. All but Now and Log are required.
+// Deps is what a Registry works with. All but Now, Log and Work are required.
 type Deps struct {
 	Store     Store
 	Peers     Peers
 	Now       func() time.Time // the clock; nil: time.Now
 	Log       *slog.Logger     // nil: silence
 	PublicKey wgtypes.Key      // this edge's own
+	Work      Work             // what connectors do besides flows; nil: nothing
 }
 
 // Store keeps the registry's state. View and Update run their function once,

@@ -18,7 +18,7 @@ const (
 	maxEndedTokens = 10_000
 )
 
-// Run sweeps each second until ctx ends.
+// Run sweeps each second, and tells connectors of their work, until ctx ends.
 func (r *Registry) Run(ctx context.Context) {
 	ticker := time.NewTicker(sweepEvery)
 	defer ticker.Stop()
@@ -28,6 +28,8 @@ func (r *Registry) Run(ctx context.Context) {
 			return
 		case <-ticker.C:
 			r.Sweep()
+		case <-r.stirred.news:
+			r.reassign()
 		}
 	}
 }

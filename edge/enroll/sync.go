@@ -3,18 +3,13 @@ package enroll
 import (
 	"context"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/warrenmesh/warren/edge/wire"
 )
-
-// hold is a sync that waits for news of its connector.
-type hold struct {
-	wake       func() // called once, with Registry.mu held, when there is something to look at
-	superseded bool   // by a newer sync of the connector; guarded by Registry.mu
-}
 
 // sync answers a connector's long poll: at once if it does not have the grant
 // of now, else when that changes, or after wire.HoldSync. It ends with ctx,
@@ -23,45 +18,47 @@ func (r *Registry) sync(ctx context.Context, key wgtypes.Key, req wire.SyncReque
 	if refusal := r.arrive(key, req); refusal != nil {
 		return wire.SyncAnswer{}, refusal
 	}
-	timer := time.NewTimer(wire.HoldSync)
-	defer timer.Stop()
-	overdue := false
-	woken := make(chan struct{}, 1)
-	wake := func() {
-		select {
-		case woken <- struct{}{}:
-		default:
-		}
+	answer, refusal := await(ctx, &syncPoll{r, key, req.Revision}, wire.HoldSync)
+	grant, _ := answer.(wire.SyncAnswer)
+	return grant, refusal
+}
+
+// syncPoll is the poll of a sync.
+type syncPoll struct {
+	r        *Registry
+	key      wgtypes.Key
+	revision uint64 // of the grant that the connector has
+}
+
+func (p *syncPoll) look(mine *hold, wake func(), overdue bool) (any, *hold, *wire.Refusal) {
+	r := p.r
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.byKey[p.key]
+	switch {
+	case mine != nil && mine.superseded:
+		return nil, nil, errSuperseded
+	case c == nil:
+		return nil, nil, r.strangerLocked(p.key)
+	case overdue || p.revision != c.revision:
+		c.syncs.leaveLocked(mine)
+		r.metrics.syncs.Add(1)
+		return wire.SyncAnswer{Revision: c.revision, Grant: c.grant, Time: r.now().UTC()}, nil, nil
 	}
-	var mine *hold
-	for {
-		answer, next, refusal := r.look(key, mine, wake, req.Revision, overdue)
-		if refusal != nil || next == nil {
-			return answer, refusal
-		}
-		mine = next
-		r.metrics.held.Add(1)
-		select {
-		case <-woken:
-		case <-timer.C:
-			overdue = true
-		case <-ctx.Done():
-		}
-		r.metrics.held.Add(-1)
-		if ctx.Err() != nil {
-			r.giveUp(key, mine)
-			return wire.SyncAnswer{}, refusalOf(ctx)
-		}
+	return c.syncs.sitLocked(mine, wake)
+}
+
+func (p *syncPoll) giveUp(mine *hold) {
+	p.r.mu.Lock()
+	defer p.r.mu.Unlock()
+	if c := p.r.byKey[p.key]; c != nil {
+		c.syncs.leaveLocked(mine)
 	}
 }
 
-// refusalOf is what whoever ended ctx wants to be told.
-func refusalOf(ctx context.Context) *wire.Refusal {
-	if refusal, ok := context.Cause(ctx).(*wire.Refusal); ok {
-		return refusal
-	}
-	return wire.Refuse(wire.CodeUnavailable, "the request was given up")
-}
+func (p *syncPoll) held() *atomic.Int64 { return &p.r.metrics.held }
+
+func (p *syncPoll) hurried() bool { return false }
 
 // arrive takes in what a sync says.
 func (r *Registry) arrive(key wgtypes.Key, req wire.SyncRequest) *wire.Refusal {
@@ -102,10 +99,7 @@ func (r *Registry) note(key wgtypes.Key, report wire.Report) *wire.Refusal {
 	was := c.clock
 	c.lastSync, c.report, c.offset, c.clock = now, report, offset, clock
 	name, network := c.rec.Name, c.rec.Network
-	if c.hold != nil {
-		c.hold.superseded = true
-		c.wakeLocked()
-	}
+	c.syncs.supersedeLocked()
 	r.mu.Unlock()
 	switch {
 	case clock == was:
@@ -116,44 +110,6 @@ func (r *Registry) note(key wgtypes.Key, report wire.Report) *wire.Refusal {
 			"connector", name, "network", network, "offset", offset)
 	}
 	return nil
-}
-
-// look answers a sync that is due for an answer; else it gives the hold to wait
-// for, which calls wake. mine is the hold that the sync has waited for, nil at
-// first.
-func (r *Registry) look(key wgtypes.Key, mine *hold, wake func(), revision uint64, overdue bool) (wire.SyncAnswer, *hold, *wire.Refusal) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	c := r.byKey[key]
-	if mine != nil && mine.superseded {
-		return wire.SyncAnswer{}, nil, wire.Refuse(wire.CodeBusy, "a newer sync of the same key took the place of this one")
-	}
-	if c == nil {
-		return wire.SyncAnswer{}, nil, r.strangerLocked(key)
-	}
-	if overdue || revision != c.revision {
-		if c.hold == mine {
-			c.hold = nil
-		}
-		r.metrics.syncs.Add(1)
-		return wire.SyncAnswer{Revision: c.revision, Grant: c.grant, Time: r.now().UTC()}, nil, nil
-	}
-	if c.hold != nil && c.hold != mine { // it came between note and here
-		return wire.SyncAnswer{}, nil, wire.Refuse(wire.CodeBusy, "a newer sync of the same key took the place of this one")
-	}
-	if c.hold == nil {
-		c.hold = &hold{wake: wake}
-	}
-	return wire.SyncAnswer{}, c.hold, nil
-}
-
-// giveUp forgets a hold that nobody waits for any more.
-func (r *Registry) giveUp(key wgtypes.Key, mine *hold) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if c := r.byKey[key]; c != nil && c.hold == mine {
-		c.hold = nil
-	}
 }
 
 // stranger is what a caller is told whose key is no connector's.

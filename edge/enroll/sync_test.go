@@ -191,7 +191,7 @@ func TestANewerSyncEndsTheOlder(t *testing.T) {
 		if a, refusal := w.poll(key); refusal != nil || a.Revision != current.Revision {
 			t.Errorf("the next: %+v, %v", a, refusal)
 		}
-		if w.connectors["web"].hold != nil || w.Counts().SyncsHeld != 0 {
+		if w.connectors["web"].syncs.hold != nil || w.Counts().SyncsHeld != 0 {
 			t.Error("a hold is left")
 		}
 	})

@@ -32,6 +32,7 @@ type world struct {
 	spec  Spec
 	self  wgtypes.Key
 	log   *logBuffer
+	work  Work // nil: none
 }
 
 // logBuffer is everything that was logged.
@@ -83,7 +84,7 @@ func (w *world) restart() {
 	w.t.Helper()
 	w.tun = newFakePeers(w.t)
 	r, err := New(Spec{}, Deps{
-		Store: w.store, Peers: w.tun, Now: w.clock.Now, PublicKey: w.self,
+		Store: w.store, Peers: w.tun, Now: w.clock.Now, PublicKey: w.self, Work: w.work,
 		Log: slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {
