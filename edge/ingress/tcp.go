@@ -139,6 +139,7 @@ func (l *tcpListener) take(conn net.Conn) {
 	a.kept, a.done = new(bool), func() { l.leave(client) }
 	l.s.flows.Add(1)
 	go func() {
+		deepen()
 		l.s.handler(l.s.ctx, a)
 		if !*a.kept {
 			_ = a.Conn.Close()

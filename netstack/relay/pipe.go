@@ -63,6 +63,7 @@ func (p *pipe) to() Side { return p.s.other(p).from() }
 
 // run is the direction's goroutine.
 func (p *pipe) run() {
+	deepen()
 	m := movers.Get().(*mover)
 	m.open(p.src, p.dst, p.s.moved)
 	over := p.carry(m)
