@@ -33,6 +33,7 @@ type pipe struct {
 	asked  bool        // to park: src's read deadline has passed
 	stays  bool        // it cannot be parked
 	polled bool        // watched by the tick
+	late   bool        // watched by the tick until that comes, and then by the poller
 	seen   int64       // moved at the last tick
 	notice netx.Notice // of src while parked, where src is no kernel socket
 	fd     int32       // of src while it is at the poller, else -1
@@ -141,10 +142,14 @@ func (p *pipe) end(m *mover) (over bool) {
 	if p.s.endDirection(p) {
 		return true
 	}
-	if m.in.raw == nil {
-		return !p.park(watched)
+	if m.in.raw != nil && p.stays {
+		return p.lookOut(m)
 	}
-	return p.lookOut(m)
+	// Most flows are over soon: a look-out would cost them three system calls.
+	p.s.mu.Lock()
+	p.late = m.in.raw != nil
+	p.s.mu.Unlock()
+	return !p.park(watched)
 }
 
 // endDirection notes that p's source has ended, and reports whether both have.
@@ -196,8 +201,8 @@ func (p *pipe) park(as int32) bool {
 	p.state.Store(as)
 	src, kernel := p.src.(*net.TCPConn)
 	switch {
-	case as == watched && (p.polled || !kernel):
-		p.polled = true
+	case as == watched && (p.polled || p.late || !kernel):
+		p.polled = !p.late
 		s.armLocked()
 	case !kernel:
 		p.notice = p.src.(netx.ReadNotifier).WhenReadable(p.wake)
@@ -274,9 +279,15 @@ func (p *pipe) lookLocked() (busy bool, failed error) {
 	p.seen = moved
 	switch {
 	case p.state.Load() == watched:
-		if p.polled {
-			return true, Failure(p.src)
+		if !p.polled && !p.late {
+			return false, nil // the poller has it
 		}
+		if failed = Failure(p.src); failed == nil && p.late {
+			p.late = false
+			p.polled = !p.s.poller.add(p, p.src.(*net.TCPConn), watched)
+			return p.polled, nil
+		}
+		return true, failed
 	case p.state.Load() != running || p.ended:
 	case p.writing.Load():
 		return true, Failure(p.src)
