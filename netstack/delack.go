@@ -29,6 +29,10 @@ type delayedACK struct {
 	state ackState
 	sent  uint32 // the last acknowledgement that left, or is held
 
+	// opening: the end of our handshake may be held, or is. The owner has not
+	// waited for the peer's data yet.
+	opening atomic.Bool
+
 	held   atomic.Pointer[stack.PacketBuffer] // owns a reference
 	times  atomic.Uint32                      // how often one was held
 	listed atomic.Bool                        // the next tick will look
@@ -90,6 +94,24 @@ func (c *TCPConn) hold(pkt *stack.PacketBuffer, alone bool) bool {
 	return true
 }
 
+// opened lets go of the end of our handshake: the owner waits for the peer's
+// data, so none of its own will go with it.
+func (c *TCPConn) opened() {
+	if !c.ack.opening.Load() || !c.ack.opening.Swap(false) {
+		return
+	}
+	if ep, ok := c.ep.(*tcp.Endpoint); ok { // who is about to hold it has done so
+		ep.LockUser()
+		ep.UnlockUser()
+	}
+	if pkt := c.ack.held.Swap(nil); pkt != nil {
+		var now stack.PacketBufferList
+		now.PushBack(pkt)
+		c.nic.link.WritePackets(now)
+		now.DecRef()
+	}
+}
+
 // note takes in what a segment acknowledges. It reports whether the segment
 // may wait if it is empty: it acknowledges something new, but not more than one
 // segment, and has nothing urgent in its options.
@@ -101,9 +123,9 @@ func (c *TCPConn) note(h header.TCP) bool {
 		return false
 	case flags&header.TCPFlagSyn != 0:
 		return false
-	case c.ack.state == ackUnknown: // the end of our handshake: the far end waits for it
+	case c.ack.state == ackUnknown: // the end of our handshake: the far end waits for it, or for data
 		c.ack.state, c.ack.sent = ackDelay, ack
-		return false
+		return flags == header.TCPFlagAck && c.ack.opening.Load() && plainOptions(h)
 	}
 	news := ack - c.ack.sent
 	c.ack.sent = ack

@@ -8,6 +8,8 @@ import (
 
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/warrenmesh/warren/netstack/netx"
 )
 
 // segments counts a wire's TCP packets by kind.
@@ -111,6 +113,53 @@ func TestAcknowledgementsWithoutAnswer(t *testing.T) {
 	expect("the second segment")
 	send(10 * 1400)
 	expect("a burst")
+}
+
+// The end of the handshake goes with what the dialler has to say; where that is
+// nothing it goes when the dialler waits for the peer's data, or by itself.
+func TestOpeningGoesWithData(t *testing.T) {
+	l := newLab(t)
+	conns := l.acceptTCP(t)
+	ticks := func(on bool) {
+		l.nic.acks.mu.Lock()
+		defer l.nic.acks.mu.Unlock()
+		l.nic.acks.ticking = !on
+	}
+	ticks(false)
+	for range 100 {
+		up := newSegments()
+		l.edgeEnd.setFilter(up.filter)
+		a := l.dial(t, "tcp", service4)
+		if _, err := a.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		b := <-conns
+		if _, err := readFull(b, 1); err != nil {
+			t.Fatal(err)
+		}
+		if _, whole := up.counts(); whole > 2 { // the SYN, and the data
+			t.Errorf("%d packets for a handshake and a message", whole)
+		}
+		netx.Abort(a)
+	}
+
+	up := newSegments()
+	l.edgeEnd.setFilter(up.filter)
+	a := l.dial(t, "tcp", service4).(*TCPConn)
+	over := make(chan error, 1)
+	go func() { over <- a.WaitReadable() }()
+	<-up.ack
+	b := <-conns
+	if _, err := b.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-over; err != nil || a.ack.opening.Load() {
+		t.Errorf("waiting: %v; the handshake may still wait: %v", err, a.ack.opening.Load())
+	}
+
+	ticks(true)
+	l.dial(t, "tcp", service4)
+	<-conns
 }
 
 func TestWhatMayWait(t *testing.T) {

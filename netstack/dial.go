@@ -110,6 +110,7 @@ func (n *NIC) dialTCP(ctx context.Context, from, remote netip.AddrPort) (*TCPCon
 	}
 	n.releasePort(c.key.local)
 	c.watch()
+	c.ack.opening.Store(true)
 	ep.SetOwner(c) // before the first packet
 	if err := ep.Connect(n.fullAddress(remote)); err != nil {
 		if _, started := err.(*tcpip.ErrConnectStarted); !started {

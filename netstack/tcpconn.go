@@ -116,6 +116,7 @@ func (c *TCPConn) Read(b []byte) (int, error) {
 			c.ep.ModerateRecvBuf(res.Count)
 			return res.Count, nil
 		case *tcpip.ErrWouldBlock:
+			c.opened()
 			<-c.r.wake
 		case *tcpip.ErrClosedForReceive:
 			if err := c.failure(nil); err != nil {
@@ -140,6 +141,7 @@ func (c *TCPConn) WaitReadable() error {
 		if c.ep.Readiness(waiter.ReadableEvents)&waiter.ReadableEvents != 0 {
 			return nil
 		}
+		c.opened()
 		<-c.r.wake
 	}
 }

@@ -53,8 +53,8 @@ func Start(ctx context.Context, a, b net.Conn, o Options, done func(Result)) *St
 	s.armed.Store(true)
 	s.watchdog = time.AfterFunc(s.firstTick(), s.tick)
 	s.mu.Unlock()
-	go s.there.run()
 	go s.back.run()
+	go s.there.run() // the last is the first to run: who dials has something to say
 	return s
 }
 
