@@ -17,15 +17,22 @@ package check
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
-	"strings"
 	"time"
 
+	"github.com/miekg/dns"
+
 	"github.com/warrenmesh/warren/netstack/netx"
+)
+
+// Bounds of what a check reads, and of what it follows.
+const (
+	MaxRead      = 64 << 10 // bytes of an answer's headers, and again of its body
+	MaxRedirects = 5
 )
 
 // Dialer reaches endpoints. It honours ctx, and its failures wrap the Err
@@ -45,10 +52,12 @@ type Result struct {
 	// RTT is how long the connect took, or the answer to the question (udp,
 	// icmp, dns). 0 if the check failed or nothing came back.
 	RTT time.Duration
-	// Err says what was wrong; nil if the check passed.
+	// Err says what was wrong; nil if the check passed. It wraps one of netx's
+	// Err values if the endpoint could not be reached, and none if it answered
+	// wrongly or too late.
 	Err error
-	// Expires is when the endpoint's certificate ends (tls and https); zero
-	// where none was seen.
+	// Expires is when the endpoint's certificate ends (tls and https), even if
+	// the check failed; zero where none was seen.
 	Expires time.Time
 }
 
@@ -56,21 +65,82 @@ type Result struct {
 type Check struct {
 	spec Spec
 	run  func(c *Check, ctx context.Context, d Dialer, addr netip.AddrPort) Result
+
+	send, expect []byte         // tcp, udp
+	roots        *x509.CertPool // tls, https; nil: the system's
+	codes        codes          // http, https
+	headers      string         // http, https: the lines that no endpoint changes
+	question     dns.Question   // dns
+	rcode        int            // dns
 }
 
-// New prepares s, which should have passed Validate; what it did not is the
-// error. It reads no file: Load does.
+// New prepares s. The first thing that Validate has to say is its error. It
+// reads no file: Load does.
 func New(s Spec) (*Check, error) {
-	if !slices.Contains(Types(), s.WithDefaults().Type) {
-		return nil, fmt.Errorf("unknown type %q; use one of: %s", s.Type, strings.Join(Types(), " "))
+	s = s.WithDefaults()
+	var err error
+	s.Validate(func(path, value, hint string) {
+		switch {
+		case err != nil:
+		case path == "type":
+			err = fmt.Errorf("unknown type %q; %s", value, hint)
+		default:
+			err = fmt.Errorf("%s %q: %s", path, value, hint)
+		}
+	})
+	if err != nil {
+		return nil, err
 	}
-	return &Check{spec: s, run: (*Check).tcp}, nil
+	c := &Check{spec: s}
+	c.prepare()
+	return c, nil
+}
+
+// prepare reads the fields of the type, which have passed Validate.
+func (c *Check) prepare() {
+	s := &c.spec
+	switch s.Type {
+	case TypeTCP, TypeUDP:
+		c.run = (*Check).tcp
+		if s.Type == TypeUDP {
+			c.run = (*Check).udp
+		}
+		c.send, _ = payload(s.Send, s.SendHex)
+		c.expect, _ = payload(s.Expect, s.ExpectHex)
+	case TypeTLS:
+		c.run = (*Check).tls
+		c.roots, _ = authorities(s.CA)
+	case TypeHTTP, TypeHTTPS:
+		c.run = (*Check).http
+		c.roots, _ = authorities(s.CA)
+		c.codes, _ = parseCodes(s.ExpectedCodes)
+		c.headers = headerLines(s.Headers)
+	case TypeICMP:
+		c.run = (*Check).icmp
+	case TypeDNS:
+		c.run = (*Check).dns
+		c.question = dns.Question{Name: dns.Fqdn(s.Question), Qtype: recordTypes()[s.RecordType], Qclass: dns.ClassINET}
+		c.rcode = rcodes()[s.ExpectedRcode]
+	case TypePostgres:
+		c.run = (*Check).postgres
+	case TypeSMTP:
+		c.run = (*Check).smtp
+	case TypeRedis:
+		c.run = (*Check).redis
+	}
 }
 
 // Run makes one check of addr. It returns when ctx ends at the latest, which
 // should have a deadline.
 func (c *Check) Run(ctx context.Context, d Dialer, addr netip.AddrPort) Result {
-	return c.run(c, ctx, d, addr)
+	r := c.run(c, ctx, d, addr)
+	if r.Err == nil && late(ctx) {
+		r.Err = netx.ErrTimedOut
+	}
+	if r.Err != nil {
+		r.RTT = 0
+	}
+	return r
 }
 
 // Run makes one check of addr as s says. Who makes it again and again uses New.
@@ -82,23 +152,18 @@ func Run(ctx context.Context, d Dialer, addr netip.AddrPort, s *Spec) Result {
 	return c.Run(ctx, d, addr)
 }
 
-func (c *Check) tcp(ctx context.Context, d Dialer, addr netip.AddrPort) Result {
-	start := time.Now()
-	conn, err := d.Dial(ctx, "tcp", addr)
-	took := time.Since(start)
-	if err != nil {
-		return Result{Err: err}
-	}
-	netx.Abort(conn)
-	if late(ctx) {
-		return Result{Err: netx.ErrTimedOut}
-	}
-	return Result{RTT: took}
-}
-
 // late reports whether ctx's deadline has passed: a dialer that does not
 // honour it must not make a slow endpoint pass.
 func late(ctx context.Context) bool {
 	deadline, ok := ctx.Deadline()
 	return ok && time.Now().After(deadline) || errors.Is(ctx.Err(), context.DeadlineExceeded)
+}
+
+// icmp pings.
+func (c *Check) icmp(ctx context.Context, d Dialer, addr netip.AddrPort) Result {
+	start := time.Now()
+	if err := d.Ping(ctx, addr.Addr()); err != nil {
+		return Result{Err: err}
+	}
+	return Result{RTT: time.Since(start)}
 }
