@@ -42,8 +42,7 @@ const (
 	MaxAddrs = 64
 )
 
-// ErrUnknown: nobody has answered for the name yet, or its addresses were too
-// old to go on with.
+// ErrUnknown: nobody has answered for the name yet.
 var ErrUnknown = errors.New("not resolved yet")
 
 // Name is a name in a network.

@@ -86,7 +86,6 @@ type canned struct {
 	rest   []byte
 	stream bool
 	out    []byte
-	done   bool
 }
 
 func (c *canned) Write(b []byte) (int, error) {
