@@ -27,6 +27,7 @@ const (
 const (
 	protoTCP      = 6
 	protoUDP      = 17
+	protoICMP4    = 1
 	protoICMP6    = 58
 	ipv6HeaderLen = 40
 )
@@ -71,7 +72,7 @@ func (c checker) ours(a netip.Addr) bool { return c.sources4.Contains(a) || c.so
 // inner sources, or the client's end of one of the connector's own flows,
 // whatever else the packet claims. An ICMP error may come from any router, if
 // the packet that it quotes is one that we sent to a destination within the
-// routes.
+// routes. Of echoes only replies come: nobody pings an edge.
 func (c checker) fromConnector(in shim.Inner, routes *routeSet, flows lender) shim.Why {
 	if !c.ours(in.Dst) && !lent(in, flows) {
 		return WhyForeignDst
@@ -79,7 +80,7 @@ func (c checker) fromConnector(in shim.Inner, routes *routeSet, flows lender) sh
 	if OverlayPrefix.Contains(in.Src) || c.ours(in.Src) {
 		return WhyReserved
 	}
-	if why := carried(in); why != shim.OK {
+	if why := carried(in, isEchoReply); why != shim.OK {
 		return why
 	}
 	if shim.IsICMPError(in) {
@@ -109,20 +110,20 @@ func (c checker) fromEdge(in shim.Inner) shim.Why {
 	if OverlayPrefix.Contains(d) || d.IsLoopback() || d.IsMulticast() || d.IsUnspecified() || c.ours(d) {
 		return WhyForeignDst
 	}
-	return carried(in)
+	return carried(in, isEchoRequest)
 }
 
-// carried refuses what Warren does not carry. Echo requests are refused too: a
-// stack that takes every address for its own would answer for hosts that do not
-// exist. So are ICMP messages in fragments or behind extension headers: the link
-// must recognise an ICMP error at sight, to handle it on another goroutine.
-func carried(in shim.Inner) shim.Why {
+// carried refuses what Warren does not carry. Of echoes it carries those that
+// echo says yes to: requests towards a connector, replies back. ICMP messages in
+// fragments or behind extension headers are refused: the link must recognise an
+// ICMP error at sight, to handle it on another goroutine.
+func carried(in shim.Inner, echo func(shim.Inner) bool) shim.Why {
 	switch {
 	case in.Proto == protoTCP, in.Proto == protoUDP:
 		return shim.OK
 	case in.Fragmented() || in.Src.Is6() && in.HeaderLen != ipv6HeaderLen:
 		return WhyProtocol
-	case shim.IsICMPError(in):
+	case shim.IsICMPError(in), echo(in):
 		return shim.OK
 	}
 	return WhyProtocol

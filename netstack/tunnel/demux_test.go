@@ -50,6 +50,8 @@ func TestFromConnector(t *testing.T) {
 	sent := inner(us4, "10.0.0.9", protoTCP, tcp)
 	fragment := inner("10.0.0.9", us4, icmp4, icmpError(3, sent))
 	fragment[6] |= 0x20 // more fragments
+	echoFragment := inner("10.0.0.9", us4, icmp4, make([]byte, 8))
+	echoFragment[6] |= 0x20
 	for _, tc := range []struct {
 		name   string
 		packet []byte
@@ -74,6 +76,15 @@ func TestFromConnector(t *testing.T) {
 		{"nested", inner("10.0.0.9", us4, 41, inner("fd00:1::9", us6, protoTCP, tcp)), granted, shim.InnerNested},
 		{"another protocol", inner("10.0.0.9", us4, 132, tcp), granted, WhyProtocol},
 		{"echo request", inner("10.0.0.9", us4, icmp4, []byte{8, 0, 0, 0, 0, 0, 0, 0}), granted, WhyProtocol},
+		{"echo request, IPv6", inner("fd00:1::9", us6, protoICMP6, []byte{128, 0, 0, 0, 0, 0, 0, 0}), granted, WhyProtocol},
+		{"echo reply", inner("10.0.0.9", us4, icmp4, make([]byte, 8)), granted, shim.OK},
+		{"echo reply, IPv6", inner("fd00:1::9", us6, protoICMP6, []byte{129, 0, 0, 0, 0, 0, 0, 0}), granted, shim.OK},
+		{"echo reply of the other family's type", inner("fd00:1::9", us6, icmp4, make([]byte, 8)), granted, WhyProtocol},
+		{"echo reply from a host that was not granted", inner("10.1.0.9", us4, icmp4, make([]byte, 8)), granted, WhyForeignSource},
+		{"echo reply to who is not ours", inner("10.0.0.9", "198.51.100.7", icmp4, make([]byte, 8)), granted, WhyForeignDst},
+		{"echo reply in fragments", echoFragment, granted, WhyProtocol},
+		{"timestamp reply", inner("10.0.0.9", us4, icmp4, []byte{14, 0, 0, 0, 0, 0, 0, 0}), granted, WhyProtocol},
+		{"error about a ping", inner("172.16.0.1", us4, icmp4, icmpError(3, inner(us4, "10.0.0.9", icmp4, []byte{8, 0, 0, 0, 0, 0, 0, 0}))), granted, shim.OK},
 		{"error from a router", inner("172.16.0.1", us4, icmp4, icmpError(3, sent)), granted, shim.OK},
 		{"error about a foreign flow", inner("10.0.0.9", us4, icmp4, icmpError(3, inner(us4, "10.1.0.9", protoTCP, tcp))), granted, WhyForeignQuote},
 		{"error about another source's flow", inner("10.0.0.9", us4, icmp4, icmpError(3, inner("100.127.0.2", "10.0.0.9", protoTCP, tcp))), granted, WhyForeignQuote},
@@ -177,7 +188,11 @@ func TestFromEdge(t *testing.T) {
 		{"to an inner source", inner("100.127.0.1", "100.127.0.2", protoUDP, tcp), WhyForeignDst},
 		{"to the overlay", inner("fd77:6172:7266::1", "fd77:6172:7265::1", protoTCP, tcp), WhyForeignDst},
 		{"from the overlay", inner("fd77:6172:7265::1", "fd00:1::9", protoTCP, tcp), WhyReserved},
-		{"echo request", inner("fd77:6172:7266::1", "fd00:1::9", protoICMP6, []byte{128, 0, 0, 0, 0, 0, 0, 0}), WhyProtocol},
+		{"echo request", inner("100.127.0.1", "10.0.0.9", protoICMP4, []byte{8, 0, 0, 0, 0, 0, 0, 0}), shim.OK},
+		{"echo request, IPv6", inner("fd77:6172:7266::1", "fd00:1::9", protoICMP6, []byte{128, 0, 0, 0, 0, 0, 0, 0}), shim.OK},
+		{"echo request to loopback", inner("100.127.0.1", "127.0.0.1", protoICMP4, []byte{8, 0, 0, 0, 0, 0, 0, 0}), WhyForeignDst},
+		{"echo reply", inner("fd77:6172:7266::1", "fd00:1::9", protoICMP6, []byte{129, 0, 0, 0, 0, 0, 0, 0}), WhyProtocol},
+		{"neighbour solicitation", inner("fd77:6172:7266::1", "fd00:1::9", protoICMP6, []byte{135, 0, 0, 0, 0, 0, 0, 0}), WhyProtocol},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			in, why := shim.ParseInner(tc.packet)

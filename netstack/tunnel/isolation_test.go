@@ -37,6 +37,7 @@ type hostile struct {
 	out     chan [][]byte
 	closed  chan struct{}
 	events  chan tun.Event
+	hears   atomic.Pointer[func(packet []byte)] // what the edge sends, where a test asks
 }
 
 func newHostile(t *testing.T, name string, key wgtypes.Key, edge *testEdge) *hostile {
@@ -68,12 +69,20 @@ func (h *hostile) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	}
 }
 
-func (h *hostile) Write(bufs [][]byte, _ int) (int, error) { return len(bufs), nil }
-func (h *hostile) File() *os.File                          { return nil }
-func (h *hostile) MTU() (int, error)                       { return 1440, nil }
-func (h *hostile) Name() (string, error)                   { return h.name, nil }
-func (h *hostile) Events() <-chan tun.Event                { return h.events }
-func (h *hostile) BatchSize() int                          { return 128 }
+func (h *hostile) Write(bufs [][]byte, offset int) (int, error) {
+	if hear := h.hears.Load(); hear != nil {
+		for _, b := range bufs {
+			(*hear)(b[offset:])
+		}
+	}
+	return len(bufs), nil
+}
+
+func (h *hostile) File() *os.File           { return nil }
+func (h *hostile) MTU() (int, error)        { return 1440, nil }
+func (h *hostile) Name() (string, error)    { return h.name, nil }
+func (h *hostile) Events() <-chan tun.Event { return h.events }
+func (h *hostile) BatchSize() int           { return 128 }
 func (h *hostile) Close() error {
 	close(h.closed)
 	close(h.events)
@@ -213,6 +222,15 @@ func forgeries(me victim, others []victim) []forgery {
 			m.SetChecksum(0)
 			m.SetChecksum(header.ICMPv4Checksum(m, 0))
 			return p
+		}},
+		{name: "echo reply of a host that was not granted", want: WhyForeignSource, make: func(rng *rand.Rand) []byte {
+			return inner("192.0.2.1", us.Addr().String(), protoICMP4, repeat(0, 24))
+		}},
+		{name: "echo request to the edge", want: WhyProtocol, make: func(rng *rand.Rand) []byte {
+			return inner("10.0.0.10", us.Addr().String(), protoICMP4, append([]byte{icmp4EchoRequest, 0}, repeat(0, 22)...))
+		}},
+		{name: "echo reply to nobody", make: func(rng *rand.Rand) []byte {
+			return inner("10.0.0.10", us.Addr().String(), protoICMP4, append([]byte{0, 0, 0xff, 0xff}, repeat(0, 20)...))
 		}},
 		{name: "first fragment", make: func(rng *rand.Rand) []byte { return fragment(me.tag, me.local, uint16(rng.IntN(64)), true) }},
 		{name: "last fragment of another's datagram", make: func(rng *rand.Rand) []byte {
@@ -423,7 +441,7 @@ func TestIsolationNeedsTheSourceCheck(t *testing.T) {
 		if !p.tunnel.checker.ours(in.Dst) {
 			return WhyForeignDst
 		}
-		return carried(in)
+		return carried(in, isEchoReply)
 	})
 	if len(problems) == 0 {
 		t.Error("an edge that does not check sources passed")

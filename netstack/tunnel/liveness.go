@@ -17,7 +17,8 @@ const (
 	deadAfter = 8
 
 	// abandonAfter is how long a peer may be dead before its flows are
-	// aborted. A link that is down for half a minute keeps its flows.
+	// aborted. A link that is down for half a minute keeps its flows, but at an
+	// edge those that another connector would have: they end at once.
 	abandonAfter = 30 * time.Second
 )
 

@@ -28,6 +28,8 @@ type Network struct {
 	tunnel *Tunnel
 	turn   atomic.Uint32 // breaks ties between replicas
 
+	steering atomic.Pointer[steering] // between replicas
+
 	clientSources atomic.Bool // see SetClientSources
 
 	// rest.go: the stack is there while there is something to carry.
@@ -74,6 +76,7 @@ func (t *Tunnel) AddNetwork(name string) (*Network, error) {
 	}
 	n := &Network{name: name, tunnel: t}
 	n.clientSources.Store(true)
+	n.steering.Store(leastConnections)
 	n.table.Store(new(bart.Table[[]*Peer]))
 	t.networks[name] = n
 	return n, nil
@@ -196,41 +199,17 @@ func (n *Network) Peers() []*Peer {
 
 // Pick chooses the connector for a new flow to dst: among the live ones that
 // do not drain and are not held, those of the longest prefix, of these the one
-// with the fewest flows. It returns nil where there is none.
+// with the fewest flows, or what SetSteering says. It returns nil where there
+// is none.
 func (n *Network) Pick(dst netip.Addr) *Peer {
 	table := n.table.Load()
 	host := netip.PrefixFrom(dst, dst.BitLen())
 	for _, replicas := range table.Supernets(host) { // the longest prefix first
-		if p := n.leastLoaded(replicas); p != nil {
+		if p := n.choose(replicas); p != nil {
 			return p
 		}
 	}
 	return nil
-}
-
-// leastLoaded prefers peers that answer: one that has missed an echo may be
-// dying, and a flow given to it would wait to find out.
-func (n *Network) leastLoaded(replicas []*Peer) *Peer {
-	var best *Peer
-	start := int(n.turn.Add(1) % uint32(max(1, len(replicas))))
-	for i := range replicas {
-		p := replicas[(start+i)%len(replicas)]
-		if p.Draining() || p.held.Load() || !p.open.Load() {
-			continue
-		}
-		if best == nil || p.better(best) {
-			best = p
-		}
-	}
-	return best
-}
-
-// better reports whether a new flow should rather go through p than through q.
-func (p *Peer) better(q *Peer) bool {
-	if ps, qs := p.suspect.Load(), q.suspect.Load(); ps != qs {
-		return qs
-	}
-	return p.Flows() < q.Flows()
 }
 
 // Dial opens a flow to dst through a connector and says through which. Its

@@ -32,8 +32,10 @@
 // own key is in identity.go. What is silent is renewed, so that a clock which
 // went back locks nobody out (renew.go).
 //
-// Liveness, boot detection and path MTU all are ICMPv6 echoes between overlay
-// addresses (echo.go), which any WireGuard router answers.
+// Network.Ping is an echo inside, to a private host; how new flows choose
+// between connectors is in steering.go. Liveness, boot detection and path MTU
+// all are ICMPv6 echoes between overlay addresses (echo.go), which any WireGuard
+// router answers.
 //
 // The package must never let an inner packet into a stack unchecked, block
 // inside the device's Write, or call into the device's configuration from its

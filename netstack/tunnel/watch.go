@@ -191,6 +191,9 @@ func (p *Peer) apply(d deed) {
 		p.open.Store(true)
 		p.link.SetOpen(true)
 	}
+	if d.down && p.network != nil {
+		p.abortReplaceable()
+	}
 	// An edge that died before it told its boot id may be another one when it
 	// is back, and there would be no telling.
 	unknown := p.initiate && p.boot.Load() == 0
