@@ -4,8 +4,9 @@
 //
 // A Guard is asked twice for each flow: Allow before anything is dialled, with
 // the destination that the edge asked for, and AllowTarget with the address
-// that an alias turned out to mean. Both are pure: the same facts, the same
-// (verdict, why). The package never resolves a name and never dials.
+// that an alias turned out to mean; and once for each ping, AllowPing. All are
+// pure: the same facts, the same (verdict, why). The package never resolves a
+// name and never dials.
 package guard
 
 import "net/netip"
@@ -78,6 +79,41 @@ func (g *Guard) AllowTarget(proto string, dst netip.AddrPort, named bool) (v Ver
 		return Deny, why + " that the alias does not name: write the address itself in \"to\""
 	}
 	return Allow, "alias"
+}
+
+// AllowPing decides whether an edge may have dst pinged. The rules are of TCP
+// and UDP, and a ping tells only whether a host is there, so:
+//
+//   - what is never reachable is never pinged;
+//   - a rule of [guard] deny that covers the address with every port, of either
+//     protocol, denies the ping: "tcp/10.0.0.1" hides the host. A rule with
+//     ports ("tcp/10.0.0.1:22") closes these alone and says nothing of the host;
+//   - where there is an allow-list, some rule of it has to cover the address,
+//     whatever its protocol and ports: who may reach a service of the host may
+//     know that the host is there;
+//   - without an allow-list the rest is allowed, which leaves the routes that
+//     the edge grants.
+//
+// An alias does not matter: it serves a port from elsewhere, not a host.
+func (g *Guard) AllowPing(dst netip.Addr) (v Verdict, why string) {
+	dst = dst.Unmap().WithZone("")
+	if why := AlwaysDenied(dst); why != "" {
+		return Deny, why
+	}
+	for _, r := range g.deny {
+		if r.everyPort() && r.Prefix.Contains(dst) {
+			return Deny, "[guard] deny has " + r.String()
+		}
+	}
+	if len(g.allow) == 0 {
+		return Allow, "no [guard] allow-list"
+	}
+	for _, r := range g.allow {
+		if r.Prefix.Contains(dst) {
+			return Allow, "[guard] allow has " + r.String()
+		}
+	}
+	return Deny, "[guard] allow has no rule for the address"
 }
 
 func (g *Guard) denied(proto string, dst netip.AddrPort) string {

@@ -14,10 +14,12 @@ import (
 // The zero value allows every destination but the always-denied ones; see
 // Guard.Allow.
 type Spec struct {
-	// Allow, where it is not empty, is the whole of what may be dialled.
+	// Allow, where it is not empty, is the whole of what may be dialled; and
+	// only addresses that it covers, with whatever port, may be pinged.
 	// Default: empty, which leaves the routes that the edge grants.
 	Allow []Rule
-	// Deny is never dialled. It wins over Allow, and over aliases.
+	// Deny is never dialled. It wins over Allow, and over aliases. A rule
+	// without ports keeps its addresses from being pinged, too.
 	Deny []Rule
 }
 
@@ -167,6 +169,9 @@ func (r Rule) Matches(proto string, dst netip.AddrPort) bool {
 	}
 	return r.First == 0 || r.First <= dst.Port() && dst.Port() <= r.Last
 }
+
+// everyPort tells whether the rule is of all ports.
+func (r Rule) everyPort() bool { return r.First <= 1 && (r.Last == 0 || r.Last == 65535) }
 
 // String writes the rule as ParseRule reads it.
 func (r Rule) String() string {
