@@ -30,7 +30,8 @@ type NICConfig struct {
 	// Link carries bare IP packets; required. The NIC owns it: Remove closes
 	// it. WritePackets may block for room, except for packets that the stack
 	// makes while it is delivered one (RST, ICMP): those it must rather drop.
-	// If it has a method Len() int, Remove gives what it holds time to leave.
+	// If it has a method Len() int, Remove gives what it holds time to leave;
+	// if it has link.Endpoint's Place, a TCP conn asks that before each write.
 	Link stack.LinkEndpoint
 
 	// Sources are our own addresses on the link, IPv4 and IPv6: dialled flows

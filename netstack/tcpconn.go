@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -15,6 +16,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 
+	"github.com/warrenmesh/warren/netstack/link"
 	"github.com/warrenmesh/warren/netstack/netx"
 )
 
@@ -36,6 +38,8 @@ type TCPConn struct {
 
 	in  tcpip.SliceWriter // the slice being read into; guarded by r.op
 	out bytes.Reader      // the slice being written; guarded by w.op
+
+	place *link.Place // where the link has such: asked before each write; guarded by w.op
 
 	ack delayedACK
 
@@ -152,7 +156,7 @@ func (c *TCPConn) Write(b []byte) (int, error) {
 	deepen()
 	c.w.op.Lock()
 	defer c.w.op.Unlock()
-	defer c.out.Reset(nil)
+	defer c.wrote()
 	total := 0
 	for {
 		if err := c.usable(&c.w); err != nil {
@@ -162,9 +166,14 @@ func (c *TCPConn) Write(b []byte) (int, error) {
 			return total, nil
 		}
 		c.w.clear()
+		if !c.mayWrite(len(b) - total) {
+			<-c.w.wake
+			continue
+		}
 		c.out.Reset(b[total:])
 		n, err := c.ep.Write(&c.out, tcpip.WriteOptions{})
 		total += int(n)
+		c.place.Done()
 		switch err.(type) {
 		case nil:
 		case *tcpip.ErrWouldBlock:
@@ -178,6 +187,32 @@ func (c *TCPConn) Write(b []byte) (int, error) {
 			return total, c.opError("write", c.failure(err))
 		}
 	}
+}
+
+// mayWrite reports whether the link has room for what n bytes more make the
+// endpoint send; where not, w is woken when it has. An endpoint that is over
+// may, and will say so.
+func (c *TCPConn) mayWrite(n int) bool {
+	if c.place == nil {
+		l, ok := c.nic.link.(interface {
+			Place(local, remote netip.AddrPort, wake func()) *link.Place
+		})
+		if !ok {
+			return true
+		}
+		c.place = l.Place(c.key.local, c.key.remote, c.w.signal)
+	}
+	if c.place.Ask(n) {
+		return true
+	}
+	state := tcp.EndpointState(c.ep.State())
+	return state == tcp.StateError || state == tcp.StateClose
+}
+
+// wrote ends a Write.
+func (c *TCPConn) wrote() {
+	c.out.Reset(nil)
+	c.place.Done()
 }
 
 // usable returns why an operation in direction d must not begin or go on.

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
+	"net/netip"
 	"runtime"
 	"slices"
 	"sync"
@@ -133,6 +135,8 @@ func BenchmarkPing(b *testing.B) {
 	}
 }
 
+func addrPort(a net.Addr) netip.AddrPort { return a.(*net.TCPAddr).AddrPort() }
+
 func ping(b *testing.B, streams int) {
 	p := newPair(b, false)
 	var moved atomic.Int64
@@ -163,8 +167,15 @@ func ping(b *testing.B, streams int) {
 		}
 		defer c.Close()
 		work.Go(func() {
+			room := make(chan struct{}, 1)
+			place := p.ends[0].Place(addrPort(c.LocalAddr()), addrPort(c.RemoteAddr()), func() { room <- struct{}{} })
 			for block := make([]byte, 64<<10); ; {
-				if _, err := c.Write(block); err != nil {
+				for !place.Ask(len(block)) {
+					<-room
+				}
+				_, err := c.Write(block)
+				place.Done()
+				if err != nil {
 					return
 				}
 			}

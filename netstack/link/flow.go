@@ -20,7 +20,11 @@ func turnKey(pkt *stack.PacketBuffer) uint64 {
 	at := start(pkt)
 	var tuple [37]byte
 	n := flowTuple(&tuple, headers[:at.copy(headers[:])])
-	if key := maphash.Bytes(flowSeed, tuple[:n]); key != sharedFlow {
+	return hashed(tuple[:n])
+}
+
+func hashed(tuple []byte) uint64 {
+	if key := maphash.Bytes(flowSeed, tuple); key != sharedFlow {
 		return key
 	}
 	return sharedFlow + 1

@@ -12,10 +12,13 @@
 //     when the queue is full: RSTs have room of their own beyond it, ICMP is
 //     dropped and counted. ICMP errors that come in, whose handling takes the
 //     locks of sockets, are handed to a Deferrer.
-//   - Every other write blocks while the queue is full, but for small packets of
-//     flows that have no other there, so that a sender's TCP feels the tunnel's
-//     pace instead of losses; Close, and a session that is lost, wake the
-//     blocked. A Lossy endpoint, whose peers are many, drops.
+//   - Nothing else is dropped for want of room, so that a sender feels the
+//     tunnel's pace instead of losses. A datagram, but for a small one of a
+//     flow that has no other there, waits while the queue is over its mark; data
+//     for a TCP conn waits in front of the stack then (see Place), and what the
+//     stack has sent only at a bound that it hardly ever meets. Close, and a
+//     session that is lost, wake who waits. A Lossy endpoint, whose peers are
+//     many, drops.
 //
 // The package must never change a byte of what TCP or UDP carries, and never
 // drop a packet without counting it.
@@ -44,12 +47,22 @@ const (
 	WhyErrorQueue = "icmp_backlog" // too many ICMP errors wait for the Deferrer
 )
 
-// Defaults of Config. A queue of 1 MiB is 6 ms at 1.4 Gbit/s: long enough to
-// keep the tunnel busy between two reads, short enough to add no delay that a
-// person could feel to the flows that fill it; others do not wait behind them.
+// Defaults of Config. What TCP has sent is bounded by its conns' buffers, and
+// its memory is theirs; only where the queue's own, some 500 bytes a packet,
+// comes to megabytes do its writers wait.
 const (
-	DefaultMaxPackets = 1024
-	DefaultMaxBytes   = 1 << 20
+	defaultMaxPackets = 8192
+	defaultMaxBytes   = 64 << 20
+)
+
+// The mark, from which on applications' data and datagrams wait (see Place):
+// the bound, where Config has one, or the endpoint is Lossy, or else this.
+// 1 MiB is 6 ms at 1.4 Gbit/s: long enough to keep the tunnel busy between two
+// reads, short enough to add no delay that a person could feel to the flows
+// that fill it; others do not wait behind them.
+const (
+	defaultMarkPackets = 1024
+	defaultMarkBytes   = 1 << 20
 )
 
 // resetRoom is how many packets may wait beyond a full queue where they are
@@ -67,8 +80,8 @@ const sparseRoom = 512
 // Config of an Endpoint.
 type Config struct {
 	MTU        int       // largest IP packet, bytes; SetMTU changes it later
-	MaxPackets int       // bound of the outgoing queue, packets; default 1024
-	MaxBytes   int       // bound of the outgoing queue, bytes; default 1 MiB
+	MaxPackets int       // bound of the outgoing queue, packets; 0: the default, with a mark below it
+	MaxBytes   int       // bound of the outgoing queue, bytes; the same
 	Lossy      bool      // writes never wait: what finds the queue full is dropped and counted
 	Deferrer   *Deferrer // runs the handling of ICMP errors; required
 
@@ -95,10 +108,14 @@ type Endpoint struct {
 	tcpID  uint16      // IPv4 id of the last TCP segment; begins anywhere
 	rest   atomic.Bool // split holds a packet; for Len
 
-	mu     sync.Mutex
-	queue  queue
-	open   bool
-	closed bool
+	markPackets, markBytes int
+
+	mu      sync.Mutex
+	queue   queue
+	places  places
+	granted int // bytes that have had their turn and may not be in the queue yet
+	open    bool
+	closed  bool
 }
 
 var (
@@ -108,15 +125,22 @@ var (
 
 // New returns an endpoint to give to the stack's AddNIC.
 func New(cfg Config) *Endpoint {
-	if cfg.MaxPackets <= 0 {
-		cfg.MaxPackets = DefaultMaxPackets
-	}
-	if cfg.MaxBytes <= 0 {
-		cfg.MaxBytes = DefaultMaxBytes
-	}
 	e := &Endpoint{cfg: cfg, tcpID: uint16(rand.Uint32())}
+	e.markPackets, e.cfg.MaxPackets = bounds(cfg.MaxPackets, defaultMarkPackets, defaultMaxPackets, cfg.Lossy)
+	e.markBytes, e.cfg.MaxBytes = bounds(cfg.MaxBytes, defaultMarkBytes, defaultMaxBytes, cfg.Lossy)
 	e.mtu.Store(uint32(cfg.MTU))
 	return e
+}
+
+// bounds returns where the mark is and where the bound.
+func bounds(set, mark, most int, lossy bool) (int, int) {
+	switch {
+	case set > 0:
+		return set, set
+	case lossy:
+		return mark, mark
+	}
+	return mark, most
 }
 
 // WritePackets queues pkts for the tunnel; the stack calls it. It takes a
@@ -134,6 +158,7 @@ func (e *Endpoint) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) 
 // small packet of a flow that has no other but hundreds of such.
 func (e *Endpoint) enqueue(pkt *stack.PacketBuffer) {
 	key, size := turnKey(pkt), pkt.Size()
+	tcp := pkt.TransportProtocolNumber == header.TCPProtocolNumber
 	e.mu.Lock()
 	why, wait := "", false
 	switch {
@@ -141,13 +166,13 @@ func (e *Endpoint) enqueue(pkt *stack.PacketBuffer) {
 		why = WhyClosed
 	case !e.open:
 		why = WhyNoSession
-	case e.queue.waiting.first == nil && !e.fullLocked(size):
-	case isReset(pkt) && e.roomLocked(resetRoom):
+	case (tcp || e.queue.waiting.first == nil) && !e.fullLocked(size, tcp):
+	case isReset(pkt) && e.roomLocked(resetRoom, tcp):
 	case isAnswer(pkt):
-		if e.fullLocked(size) {
+		if e.fullLocked(size, tcp) {
 			why = WhyQueueFull
 		}
-	case e.queue.sparse(key, size) && e.roomLocked(sparseRoom):
+	case e.queue.sparse(key, size) && e.roomLocked(sparseRoom, tcp):
 	case e.cfg.Lossy:
 		why = WhyQueueFull
 	default:
@@ -160,7 +185,7 @@ func (e *Endpoint) enqueue(pkt *stack.PacketBuffer) {
 	}
 	pkt.IncRef()
 	if wait { // there is a packet before it, for which Ready was called
-		e.waitLocked(key, pkt)
+		e.waitLocked(key, pkt, tcp)
 		e.mu.Unlock()
 		return
 	}
@@ -216,6 +241,7 @@ func (e *Endpoint) SetOpen(open bool) {
 	dropped := 0
 	if !open {
 		dropped = e.drainLocked()
+		e.dismissLocked()
 	}
 	e.mu.Unlock()
 	if !open {
@@ -232,6 +258,7 @@ func (e *Endpoint) Close() {
 	e.mu.Lock()
 	e.closed = true
 	dropped := e.drainLocked()
+	e.dismissLocked()
 	e.mu.Unlock()
 	dropped += e.dropRest()
 	if dropped > 0 {

@@ -83,6 +83,7 @@ func (e *Endpoint) take(dst []*stack.PacketBuffer, room, mtu int) []*stack.Packe
 	}
 	if n > 0 {
 		e.wakeLocked()
+		e.admitLocked()
 	}
 	return dst[:n]
 }

@@ -19,6 +19,7 @@ type writer struct {
 	cond       sync.Cond // of the endpoint's mu
 	node       int32
 	size       int
+	tcp        bool
 	done       bool
 	next, prev *writer
 }
@@ -62,24 +63,32 @@ func (l *waiting) end(w *writer) {
 }
 
 // fullLocked reports whether a packet of size bytes has no room. One packet
-// always fits an empty queue. Those whose writers wait take up none.
-func (e *Endpoint) fullLocked(size int) bool {
+// always fits an empty queue. Those whose writers wait take up none. What the
+// stack's TCP has sent has room up to the bounds, all else up to the mark.
+func (e *Endpoint) fullLocked(size int, tcp bool) bool {
+	maxPackets, maxBytes := e.markPackets, e.markBytes
+	if tcp {
+		maxPackets, maxBytes = e.cfg.MaxPackets, e.cfg.MaxBytes
+	}
 	n, bytes := e.queue.count-e.queue.waiting.count, e.queue.bytes-e.queue.waiting.bytes
-	return n >= e.cfg.MaxPackets || n > 0 && bytes+size > e.cfg.MaxBytes
+	return n >= maxPackets || n > 0 && bytes+size > maxBytes
 }
 
 // roomLocked reports whether there is room for one of extra packets beyond a
 // full queue.
-func (e *Endpoint) roomLocked(extra int) bool {
+func (e *Endpoint) roomLocked(extra int, tcp bool) bool {
+	if !tcp {
+		extra += e.markPackets - e.cfg.MaxPackets
+	}
 	return e.queue.count-e.queue.waiting.count < e.cfg.MaxPackets+extra
 }
 
 // waitLocked queues pkt, whose reference it takes, and waits until there is
 // room for it or it was read or dropped.
-func (e *Endpoint) waitLocked(key uint64, pkt *stack.PacketBuffer) {
+func (e *Endpoint) waitLocked(key uint64, pkt *stack.PacketBuffer, tcp bool) {
 	w := writers.Get().(*writer)
 	w.cond.L = &e.mu
-	w.size = pkt.Size()
+	w.size, w.tcp = pkt.Size(), tcp
 	w.node = e.queue.push(key, pkt)
 	e.queue.nodes[w.node].writer = w
 	e.queue.waiting.add(w)
@@ -92,7 +101,7 @@ func (e *Endpoint) waitLocked(key uint64, pkt *stack.PacketBuffer) {
 
 // wakeLocked wakes the writers for whose packets there is room.
 func (e *Endpoint) wakeLocked() {
-	for w := e.queue.waiting.first; w != nil && !e.fullLocked(w.size); w = e.queue.waiting.first {
+	for w := e.queue.waiting.first; w != nil && !e.fullLocked(w.size, w.tcp); w = e.queue.waiting.first {
 		e.queue.nodes[w.node].writer = nil
 		e.queue.waiting.end(w)
 	}

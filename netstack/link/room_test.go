@@ -43,7 +43,7 @@ func ports(e *Endpoint, n int) (list []uint16) {
 // is being cut; so does the next, though the round is not over.
 func TestSmallFlowBesideBulk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e := openEndpoint(t, Config{})
+		e := openEndpoint(t, Config{MaxBytes: 1 << 20})
 		var stop atomic.Bool
 		var work sync.WaitGroup
 		for i := range 128 {
