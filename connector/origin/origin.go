@@ -4,10 +4,10 @@
 // answer the edge with the truth.
 //
 // Use New with a Spec, then DialContext for each flow; the Dialer is a
-// netx.Dialer. It asks its Guard about every address that an alias leads to
-// and never dials one that the Guard denies. It does not ask about the
-// destination that the edge wanted: that is the caller's duty, before it
-// calls.
+// netx.Dialer. Ping finds out whether a host is there. DialContext asks the
+// Dialer's Guard about every address that an alias leads to and never dials one
+// that the Guard denies. Neither asks about the destination that the edge
+// wanted: that is the caller's duty, before it calls.
 package origin
 
 import (
@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -52,6 +53,8 @@ type Deps struct {
 	Resolver Resolver
 	// Net defaults to a net.Dialer with the Spec's keep-alive.
 	Net NetDialer
+	// Pinger defaults to the kernel's ICMP sockets.
+	Pinger Pinger
 }
 
 // Causes of a failed dial beyond netx's, for counting. An error that wraps
@@ -66,13 +69,17 @@ var (
 	ErrDescriptors = errors.New("the connector has no file descriptor left: raise its limit (LimitNOFILE= of the systemd unit, or ulimit -n; fs.file-max where the whole machine has none)")
 )
 
-// Dialer dials origins. It is immutable, and safe for concurrent use.
+// Dialer dials origins, and pings them. Its settings are immutable, and it is
+// safe for concurrent use.
 type Dialer struct {
 	timeout  time.Duration
 	aliases  map[Service]Target
 	guard    Guard
 	resolver Resolver
 	net      NetDialer
+	pinger   Pinger
+
+	pings atomic.Int32 // under way
 }
 
 // New makes a Dialer of a valid spec.
@@ -84,6 +91,7 @@ func New(spec Spec, deps Deps) *Dialer {
 		guard:    deps.Guard,
 		resolver: deps.Resolver,
 		net:      deps.Net,
+		pinger:   deps.Pinger,
 	}
 	for _, a := range spec.Aliases {
 		d.aliases[a.From] = a.To
@@ -93,6 +101,9 @@ func New(spec Spec, deps Deps) *Dialer {
 	}
 	if d.net == nil {
 		d.net = &net.Dialer{KeepAlive: spec.KeepAlive}
+	}
+	if d.pinger == nil {
+		d.pinger = kernelPinger{}
 	}
 	return d
 }

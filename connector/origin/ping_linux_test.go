@@ -1,0 +1,126 @@
+package origin
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"runtime"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/warrenmesh/warren/integration/require"
+	"github.com/warrenmesh/warren/netstack/netx"
+)
+
+const groupRange = "/proc/sys/net/ipv4/ping_group_range"
+
+// inNamespace runs f on a thread that has a network namespace to itself, with
+// nothing but its loopback. The thread ends with f.
+func inNamespace(t *testing.T, f func(t *testing.T)) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // never unlocked: the thread is spoilt for others
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			t.Logf("making a namespace: %v", err)
+			return
+		}
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer unix.Close(fd)
+		lo, err := unix.NewIfreq("lo")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		lo.SetUint16(unix.IFF_UP)
+		if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo); err != nil {
+			t.Error(err)
+			return
+		}
+		f(t)
+		f = nil
+	}()
+	<-done
+	if f != nil && !t.Failed() {
+		require.Missing(t, "the right to make a network namespace (root)")
+	}
+}
+
+// dropRaw takes CAP_NET_RAW from this thread.
+func dropRaw(t *testing.T) {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&head, &data[0]); err != nil {
+		t.Fatal(err)
+	}
+	data[0].Effective &^= 1 << unix.CAP_NET_RAW
+	if err := unix.Capset(&head, &data[0]); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestKernelPings: both kinds of socket, and what is said where there is
+// neither.
+func TestKernelPings(t *testing.T) {
+	inNamespace(t, func(t *testing.T) {
+		d := New(Spec{Timeout: 5 * time.Second}, Deps{})
+		hosts := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.9.9.9"), netip.MustParseAddr("::1")}
+		for _, kind := range []struct {
+			name string
+			open func(netip.Addr) (pingSocket, error)
+			set  func()
+		}{
+			{"raw", openRaw, func() {
+				if err := os.WriteFile(groupRange, []byte("1 0"), 0); err != nil {
+					t.Fatal(err)
+				}
+			}},
+			{"unprivileged", openUnprivileged, func() {
+				if err := os.WriteFile(groupRange, []byte("0 2147483647"), 0); err != nil {
+					t.Fatal(err)
+				}
+				dropRaw(t)
+			}},
+		} {
+			kind.set()
+			for _, dst := range hosts {
+				s, err := kind.open(dst)
+				if err != nil {
+					t.Errorf("%s: %s: %v", kind.name, dst, err)
+					continue
+				}
+				_ = s.Close()
+				if rtt, err := d.Ping(t.Context(), dst); err != nil || rtt <= 0 {
+					t.Errorf("%s: pinging %s: %v, %v", kind.name, dst, rtt, err)
+				}
+			}
+			for _, dst := range []string{"10.0.0.10", "fd00::10"} { // no route but to lo
+				if _, err := d.Ping(t.Context(), netip.MustParseAddr(dst)); !errors.Is(err, netx.ErrUnreachable) || !errors.Is(err, syscall.ENETUNREACH) {
+					t.Errorf("%s: pinging %s: %v", kind.name, dst, err)
+				}
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			if _, err := d.Ping(ctx, hosts[0]); err != nil && !errors.Is(err, context.Canceled) {
+				t.Errorf("%s: canceled: %v", kind.name, err)
+			}
+		}
+		if err := os.WriteFile(groupRange, []byte("1 0"), 0); err != nil {
+			t.Fatal(err)
+		}
+		for _, dst := range hosts {
+			if _, err := d.Ping(t.Context(), dst); !errors.Is(err, ErrPingForbidden) || !errors.Is(err, netx.ErrUnreachable) {
+				t.Errorf("without a right to ping: %v", err)
+			}
+		}
+	})
+}
