@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/warrenmesh/warren/configs/strict"
+	"github.com/warrenmesh/warren/edge/balance"
 	"github.com/warrenmesh/warren/edge/ingress"
 )
 
@@ -25,12 +26,25 @@ type appTable struct {
 	// Pools where its traffic goes, in order of preference. Either this or
 	// Origin.
 	Pools []string `toml:"pools"`
-	// Origin is the short form for one host: "berlin/10.0.0.10:80". For a
-	// range of ports it has a range of the same size.
+	// Origin is the short form for one host: "berlin/10.0.0.10:80",
+	// "berlin/db.internal:5432", or "@public/www.example.net:80" for one of the
+	// Internet. For a range of ports it has a range of the same size.
 	Origin Origin `toml:"origin"`
-	// Steering chooses between the pools. Default and only value: failover,
-	// the first that has a usable endpoint.
-	Steering string `toml:"steering" default:"failover" oneof:"failover" later:"random hash least_connections least_outstanding latency off geo proximity"`
+	// Steering chooses between the pools: failover, the first that has a usable
+	// endpoint; random, by weight; latency, the one that connects fastest;
+	// least_connections, by weight; hash, always the same one for a client's
+	// address, by weight. Default: failover.
+	Steering string `toml:"steering" default:"failover" oneof:"failover random latency least_connections hash" later:"least_outstanding off geo proximity"`
+	// PoolWeights are the pools' shares of new flows beside each other's, by
+	// name. With 0 a pool gets what no other can take. Not with failover.
+	// Default: 1 each; 0 to 1000.
+	PoolWeights map[string]int `toml:"pool_weights" range:"0..1000"`
+	// Fallback is the pool that is used when no other has a usable endpoint,
+	// whatever its own health. It is none of Pools. Default: none.
+	Fallback string `toml:"fallback_pool"`
+	// Affinity leads the flows of one client to one endpoint. Default: each
+	// flow is steered by itself.
+	Affinity *affinityTable `toml:"affinity"`
 	// Allow are the sources that may connect; where it is present, all others
 	// are denied. Default: everyone.
 	Allow []netip.Prefix `toml:"allow"`
@@ -52,12 +66,27 @@ type appTable struct {
 	UDPSessions int `toml:"udp_sessions" default:"65536" range:"1..1000000"`
 
 	ProxyProtocol strict.Unsupported `toml:"proxy_protocol" hint:"the flow log names the client"`
-	Affinity      strict.Unsupported `toml:"affinity"`
 	TLS           strict.Unsupported `toml:"tls" hint:"TLS passes through to the origin"`
 	Certificate   strict.Unsupported `toml:"certificate" hint:"TLS passes through to the origin"`
 	Policy        strict.Unsupported `toml:"policy" hint:"use allow and deny"`
-	Fallback      strict.Unsupported `toml:"fallback_pool" hint:"list it last in pools"`
 	Limits        strict.Unsupported `toml:"limits"`
+}
+
+// affinityTable is [app.affinity].
+type affinityTable struct {
+	// By tells clients apart: client_ip, or client_net, the IPv4 /24 or the IPv6
+	// /56 of the address.
+	By string `toml:"by" required:"true" oneof:"client_ip client_net" hint:"use client_ip, client_net"`
+	// TTL is how long a client is remembered after its last new flow. Default:
+	// 1h; 1s to 720h.
+	TTL time.Duration `toml:"ttl" default:"1h" range:"1s..720h"`
+	// Failover says what becomes of a client whose endpoint is down: temporary
+	// leads it back once that is up again, sticky lets it stay where it went.
+	// Default: temporary.
+	Failover string `toml:"failover" default:"temporary" oneof:"temporary sticky"`
+	// Max is how many clients are remembered; of more, those that were seen
+	// longest ago are forgotten. Default: 65536; 1 to 1000000.
+	Max int `toml:"max" default:"65536" range:"1..1000000"`
 }
 
 // Validate implements strict.Validator.
@@ -76,6 +105,7 @@ func (a *appTable) Validate(doc *strict.Doc, path string) {
 	case hasPools && len(a.Pools) == 0 && !doc.Bad(path+".pools"):
 		doc.Add(path+".pools", "empty list", "name a [[pool]]")
 	}
+	a.checkSteering(doc, path)
 }
 
 // checkListen wants each port once, and sizes that match the origin's.
@@ -118,8 +148,12 @@ type App struct {
 	Pools []string
 	// Origin is the short form, or nil.
 	Origin *Origin
-	// Steering between pools: "failover".
-	Steering string
+	// Steering between pools, PoolWeights of those that have one, the Fallback
+	// ("" is none) and Affinity: BalanceApps says the same to the Director.
+	Steering    string
+	PoolWeights map[string]int
+	Fallback    string
+	Affinity    balance.Affinity
 	// Allow and Deny are the policy; Allow nil allows everyone.
 	Allow, Deny []netip.Prefix
 	TCPIdle     time.Duration
@@ -169,11 +203,14 @@ const maxListeners = 10_000
 func (l *loader) buildApps() {
 	for i, t := range l.file.App {
 		a := App{
-			Name: t.Name, Pools: t.Pools, Steering: t.Steering,
+			Name: t.Name, Pools: t.Pools, Steering: t.Steering, PoolWeights: t.PoolWeights, Fallback: t.Fallback,
 			Allow: t.Allow, Deny: t.Deny, TCPIdle: t.TCPIdle, UDPIdle: t.UDPIdle,
 		}
 		if t.Origin != (Origin{}) {
 			a.Origin = &t.Origin
+		}
+		if f := t.Affinity; f != nil {
+			a.Affinity = balance.Affinity{By: f.By, TTL: f.TTL, Failover: f.Failover, Max: f.Max}
 		}
 		a.Listeners = l.listeners(i, t)
 		l.cfg.Apps = append(l.cfg.Apps, a)

@@ -19,7 +19,9 @@ import (
 
 	"github.com/warrenmesh/warren/configs/strict"
 	"github.com/warrenmesh/warren/edge/balance"
+	"github.com/warrenmesh/warren/edge/events"
 	"github.com/warrenmesh/warren/edge/monitor"
+	"github.com/warrenmesh/warren/edge/public"
 )
 
 // Version is the format of edge.toml that this package reads.
@@ -38,10 +40,18 @@ type Config struct {
 	Metrics    Metrics
 	Log        Log
 	Enrollment Enrollment
+	// Public says how "@public" is dialled. Its Own are the addresses of each
+	// [[address]]; the machine may have more.
+	Public     public.Spec
+	Events     Events
+	Webhooks   []events.Spec
 	Networks   []Network
 	Connectors []Connector
-	Monitors   []monitor.Spec
-	// Pools are the declared ones; AllPools adds those of apps with an origin.
+	// Monitors name files that are not read yet: see check.Spec.Load.
+	Monitors []monitor.Spec
+	// Pools are the declared ones; an endpoint with a Host has no more than the
+	// port in Addr. PoolsWith fills in addresses, and adds the pools of apps
+	// with an origin.
 	Pools []balance.Spec
 	Apps  []App
 
@@ -62,7 +72,10 @@ type file struct {
 	Metrics   metricsTable `toml:"metrics"`
 	Log       Log          `toml:"log"`
 
-	Enrollment Enrollment `toml:"enrollment"`
+	Enrollment Enrollment     `toml:"enrollment"`
+	Public     publicTable    `toml:"public"`
+	Events     Events         `toml:"events"`
+	Webhook    []webhookTable `toml:"webhook"`
 
 	Network   []Network      `toml:"network"`
 	Connector []Connector    `toml:"connector"`
@@ -123,6 +136,7 @@ type loader struct {
 
 	hosts  []hostname         // of apps, in the order of cfg.DNS.Hosts
 	served map[string]*served // by network
+	public *public.Dialer     // judges addresses, and dials nothing
 }
 
 // build fills cfg table by table. Each step may rely on those before it.
@@ -134,6 +148,8 @@ func (l *loader) build() {
 	l.buildObserve()
 	l.buildNetworks()
 	l.cfg.Enrollment = l.file.Enrollment
+	l.buildPublic()
+	l.buildEvents()
 	l.buildMonitors()
 	l.buildPools()
 	l.buildApps()

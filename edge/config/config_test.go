@@ -17,6 +17,7 @@ import (
 	"github.com/warrenmesh/warren/edge/balance"
 	"github.com/warrenmesh/warren/edge/ingress"
 	"github.com/warrenmesh/warren/edge/monitor"
+	"github.com/warrenmesh/warren/edge/public"
 )
 
 // env is an environment for tests.
@@ -150,11 +151,16 @@ func TestFull(t *testing.T) {
 		Admin:   Admin{Socket: "/run/warren/edge.sock"},
 		Metrics: Metrics{Listen: netip.MustParseAddrPort("127.0.0.1:9191"), On: true},
 		Log:     Log{Level: "debug", Flows: "/var/log/warren/flows.json"},
+		Public: public.Spec{
+			Timeout: 5 * time.Second, KeepAlive: 30 * time.Second, MaxDials: 1024,
+			Own: []netip.Addr{mainAddrs[0], mainAddrs[1], netip.MustParseAddr("10.1.2.3"), serverAddrs[2]},
+		},
+		Events: Events{Ring: 4096},
 		Networks: []Network{{Name: "berlin", ClientSource: true, Steering: "least_connections"},
 			{Name: "tokyo", Enroll: true, ClientSource: true, Steering: "least_connections"},
 		},
 		Monitors: []monitor.Spec{{Name: "pg", Check: check.Spec{Type: "tcp"}, Interval: 5 * time.Second, Timeout: time.Second, Rise: 2, Fall: 2, RunBy: "edge"}},
-		Pools: []balance.Spec{{Name: "berlin-db", Steering: "round_robin", Monitor: "pg", Endpoints: []balance.Member{
+		Pools: []balance.Spec{{Name: "berlin-db", Steering: "round_robin", Monitor: "pg", MinimumHealthy: 1, Endpoints: []balance.Member{
 			{Endpoint: balance.Endpoint{Network: "berlin", Addr: netip.MustParseAddrPort("10.0.0.10:5432")}, Weight: 1},
 			{Endpoint: balance.Endpoint{Network: "berlin", Addr: netip.MustParseAddrPort("10.0.0.11:5432")}, Weight: 1},
 		}}},

@@ -25,7 +25,8 @@ func TestProblems(t *testing.T) {
 		{"later key", `deny = ["198.51.100.7/32"]`, "[app.proxy_protocol]@\nsend = 'v2'\n[[app]]\nname='x'\nlisten=['tcp/1']\npools=['berlin-db']", []string{
 			`app[0].proxy_protocol: not supported by this version; the flow log names the client`,
 		}},
-		{"later word", `monitor = "pg"`, "monitor = \"pg\"\n@steering = 'least_connections'", []string{`pool[0].steering: "least_connections": not supported by this version; use round_robin`}},
+		{"later word", `monitor = "pg"`, "monitor = \"pg\"\n@steering = 'least_outstanding'", []string{
+			`pool[0].steering: "least_outstanding": not supported by this version; use round_robin, failover, random, hash, least_connections, latency`}},
 		{"later table", `[[network]]
 name = "tokyo"`, "[[network]]\nname = \"tokyo\"\n@[[device]]\nname='x'", []string{`device: not supported by this version; only connectors join a network`}},
 

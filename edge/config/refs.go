@@ -9,6 +9,7 @@ import (
 	"github.com/gaissmai/bart"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"github.com/warrenmesh/warren/edge/public"
 	"github.com/warrenmesh/warren/netstack/tunnel"
 )
 
@@ -20,6 +21,7 @@ func (l *loader) refs() {
 	monitors := l.kindOf("monitor", names(l.file.Monitor, func(t monitorTable) string { return t.Name }))
 	pools := l.kindOf("pool", names(l.file.Pool, func(t poolTable) string { return t.Name }))
 	l.kindOf("connector", names(l.file.Connector, func(t Connector) string { return t.Name }))
+	l.kindOf("webhook", names(l.file.Webhook, func(t webhookTable) string { return t.Name }))
 	l.kindOf("app", names(l.file.App, func(t appTable) string { return t.Name }))
 
 	for i, c := range l.file.Connector {
@@ -35,6 +37,7 @@ func (l *loader) refs() {
 	for i, a := range l.file.App {
 		l.appRefs(fmt.Sprintf("app[%d]", i), a, networks, addresses, pools)
 	}
+	l.checkTransports()
 	l.claims()
 	l.paths()
 }
@@ -124,13 +127,13 @@ func (c *Config) CheckRoutes(routes []netip.Prefix) error {
 }
 
 func (l *loader) poolRefs(path string, p poolTable, networks, monitors kind) {
-	if networks.has(l.doc, path+".network", p.Network) {
+	if p.Network == Public || networks.has(l.doc, path+".network", p.Network) {
 		for i, e := range p.Endpoints {
 			l.checkServed(fmt.Sprintf("%s.endpoints[%d].address", path, i), p.Network, e.Address.Addr())
 		}
 	}
-	if p.Monitor != "" {
-		monitors.has(l.doc, path+".monitor", p.Monitor)
+	if p.Monitor != "" && monitors.has(l.doc, path+".monitor", p.Monitor) {
+		l.checkRunner(path, p)
 	}
 }
 
@@ -141,7 +144,11 @@ func (l *loader) appRefs(path string, a appTable, networks, addresses, pools kin
 			l.doc.Add(at, "the pool is there twice", "remove one of the two")
 		}
 	}
-	if o := a.Origin; o != (Origin{}) && o.Network != Public && networks.has(l.doc, path+".origin", o.Network) {
+	if a.Fallback != "" && pools.has(l.doc, path+".fallback_pool", a.Fallback) && slices.Contains(a.Pools, a.Fallback) {
+		l.doc.Add(path+".fallback_pool", "it is one of pools already", "remove it there, or name another pool here")
+	}
+	l.checkAffinity(path, a)
+	if o := a.Origin; o != (Origin{}) && (o.Network == Public || networks.has(l.doc, path+".origin", o.Network)) {
 		l.checkServed(path+".origin", o.Network, o.Addr)
 	}
 	for i, name := range a.On {
@@ -160,6 +167,13 @@ func (l *loader) appRefs(path string, a appTable, networks, addresses, pools kin
 // alone: theirs may be any routes.
 func (l *loader) checkServed(path, network string, addr netip.Addr) {
 	if !addr.IsValid() || l.doc.Bad(path) {
+		return
+	}
+	if network == Public {
+		if err := l.public.Check(addr); err != nil && !l.doc.Bad("public") {
+			why := strings.TrimPrefix(err.Error(), public.ErrNotPublic.Error()+": ")
+			l.doc.Add(path, fmt.Sprintf("no endpoint of %q: %s", Public, why), "")
+		}
 		return
 	}
 	if inner := l.file.WireGuard.InnerSources; inner.IsValid() && inner.Contains(addr) || tunnel.OverlayPrefix.Contains(addr) || tunnel.InnerSources6.Contains(addr) {
