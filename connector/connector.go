@@ -59,6 +59,8 @@ type Deps struct {
 	Resolver Resolver
 	// OriginNet dials origins. Default: the kernel.
 	OriginNet origin.NetDialer
+	// OriginPing pings origins. Default: the kernel.
+	OriginPing origin.Pinger
 	// Listen opens the metrics listener. Default: the kernel.
 	Listen func(network, address string) (net.Listener, error)
 	// Tunnel makes the WireGuard device. Default: netstack/tunnel.
@@ -149,7 +151,7 @@ func New(spec Spec, deps Deps) (*Connector, error) {
 
 		poller: relay.NewPoller(),
 	}
-	c.origin = origin.New(spec.Origin, origin.Deps{Guard: c.guard, Resolver: deps.Resolver, Net: deps.OriginNet})
+	c.origin = origin.New(spec.Origin, origin.Deps{Guard: c.guard, Resolver: deps.Resolver, Net: deps.OriginNet, Pinger: deps.OriginPing})
 	c.rotation = newRotation(c)
 	c.enrol = c.enrolAt
 	c.edges = c.gather(nil)

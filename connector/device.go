@@ -79,6 +79,12 @@ func (d *device) forward(p *tunnel.Peer, cfg JoinConfig) error {
 			return err
 		}
 	}
+	if cfg.Ping != nil {
+		handle := func(ctx context.Context, src, dst netip.Addr, _ int) error { return cfg.Ping(ctx, src, dst) }
+		if err := p.Stack().ForwardPing(netstack.ForwardPingConfig{Handler: handle}); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -270,6 +270,7 @@ func (e *edge) call(addr netip.AddrPort) error {
 		OnState:   func(State) { e.notify() },
 		TCP:       func(r TCPRequest) { e.c.serveTCP(e, r) },
 		UDP:       func(r UDPRequest) { e.c.serveUDP(e, r) },
+		Ping:      func(ctx context.Context, src, dst netip.Addr) error { return e.c.servePing(ctx, e, src, dst) },
 	})
 	if err != nil {
 		return fmt.Errorf("joining edge %q: %w", e.name(), err)

@@ -52,7 +52,7 @@ func (c *counters) failedDials() (n uint64) {
 // the code has constants.
 var (
 	descDials = prometheus.NewDesc("warren_connector_dials_total",
-		"Flows that an edge asked for, by protocol and by what became of the dial.", []string{"proto", "result"}, nil)
+		"Flows and pings that an edge asked for, by protocol and by what became of the dial, or ping.", []string{"proto", "result"}, nil)
 	descFlows = prometheus.NewDesc("warren_connector_active_flows",
 		"Live flows.", []string{"proto"}, nil)
 	descMaxFlows = prometheus.NewDesc("warren_connector_max_flows",
@@ -101,6 +101,9 @@ func (c *Connector) Collect(ch chan<- prometheus.Metric) {
 		for _, result := range results {
 			counter(descDials, c.count.dialCount(proto, result), proto, result)
 		}
+	}
+	for _, result := range results {
+		counter(descDials, c.count.dialCount("icmp", result), "icmp", result)
 	}
 	counter(descBytes, c.count.toOrigin.Load(), "to_origin")
 	counter(descBytes, c.count.fromOrigin.Load(), "from_origin")

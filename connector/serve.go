@@ -43,7 +43,7 @@ func resultOf(err error) string {
 		return resultOK
 	case errors.Is(err, errDraining):
 		return resultDraining
-	case errors.Is(err, errTooMany), errors.Is(err, origin.ErrDescriptors):
+	case errors.Is(err, errTooMany), errors.Is(err, origin.ErrDescriptors), errors.Is(err, origin.ErrTooManyPings):
 		return resultLimit
 	case errors.Is(err, errDenied), errors.Is(err, errNotGranted), errors.Is(err, origin.ErrDenied):
 		return resultDenied

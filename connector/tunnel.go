@@ -52,6 +52,11 @@ type JoinConfig struct {
 	// request's Context does; Close waits for it. Nil: none is taken.
 	TCP func(TCPRequest)
 	UDP func(UDPRequest)
+	// Ping is called with each echo request, on a goroutine of its own: nil
+	// answers it, an error tells the edge what it is among netx's. A call
+	// should end soon after ctx does, which is when the edge is removed or the
+	// tunnel closed; Close waits for it. Nil: nobody is reachable.
+	Ping func(ctx context.Context, src, dst netip.Addr) error
 }
 
 // Peer is one edge that was joined.
