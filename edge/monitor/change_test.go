@@ -213,6 +213,7 @@ func TestSpecValidate(t *testing.T) {
 		{"a short interval shortens the timeout", func(s *Spec) { *s = Spec{Name: "pg", Interval: time.Second} }, ""},
 		{"no name", func(s *Spec) { s.Name = "" }, "name "},
 		{"type", func(s *Spec) { s.Check.Type = "gopher" }, "type gopher"},
+		{"a check's own problem", func(s *Spec) { s.Check.Path = "/" }, "path /"},
 		{"retries", func(s *Spec) { s.Retries = 11 }, "retries 11"},
 		{"run_by", func(s *Spec) { s.RunBy = "nobody" }, "run_by nobody"},
 		{"interval too short", func(s *Spec) { s.Interval, s.Timeout = 50*time.Millisecond, 0 }, "interval 50ms"},

@@ -39,8 +39,8 @@ func (m *Monitor) Reported(by string, id uint64, r check.Result) {
 	c.record(c.heard, by, r)
 }
 
-// Unserved says that no live connector has the task: what is known of the
-// endpoint is known no longer.
+// Unserved says that no live connector has the task: what was known of the
+// endpoint is known no longer, and the next report settles it.
 func (m *Monitor) Unserved(id uint64) {
 	c := (*m.tasks.Load())[id]
 	if c == nil {
@@ -50,6 +50,7 @@ func (m *Monitor) Unserved(id uint64) {
 	defer c.mu.Unlock()
 	if c.live {
 		c.lost(time.Now(), netx.ErrNoRoute)
+		c.settle()
 	}
 }
 
@@ -88,13 +89,17 @@ func (m *Monitor) delegateLocked() {
 	}
 }
 
-// begin lets reports count, from now on.
+// begin takes over, and lets reports count from then on.
 func (c *watch) begin() {
+	c.takeOver()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.ended {
-		c.live, c.heard = true, time.Now()
+	c.taking = false
+	if c.ended {
+		close(c.done)
+		return
 	}
+	c.live, c.heard = true, time.Now()
 }
 
 // lost makes the endpoint unknown, because of cause. The caller holds c.mu.
@@ -110,8 +115,7 @@ func (c *watch) lost(at time.Time, cause error) {
 var errNotReported = errors.New("connector has not reported")
 
 // silence is how long a connector may be silent about a check: three
-// intervals, with a tenth each that a pause may be longer, and the longest
-// that one check may take.
+// intervals, and the longest that one check may take.
 func (s *Spec) silence() time.Duration {
 	return 3*s.Interval + time.Duration(1+s.Retries)*s.Timeout
 }

@@ -1,9 +1,10 @@
 // Package monitor checks endpoints actively and keeps a verdict on each.
 //
 // New makes a Monitor with the dialer that its checks use, Apply tells it what
-// to watch, and Up answers from memory for the balancer. Each check runs on
-// its own goroutine, begins as soon as it is applied, and is shared by all the
-// pools that ask the same of the same endpoint. Stop ends them all and waits.
+// to watch, and Up answers from memory for the balancer. Each check of the
+// edge's own runs on its own goroutine, begins as soon as it is applied, and is
+// shared by all the pools that ask the same of the same endpoint. Stop ends
+// them all and waits.
 //
 // An endpoint is unknown until its first check ends, and unknown is not up:
 // nobody may be sent to a place that nobody has seen. The first answer settles
@@ -21,8 +22,14 @@
 // enough. An endpoint that goes down soon after it came up is flapping: it must
 // stay well for a hold time, which doubles, before it is up again.
 //
-// A check never carries payload and leaves no socket behind: it aborts the
-// connection that it opened.
+// Who runs a monitor's checks is the operator's choice: the edge, through the
+// tunnel, or a connector of the endpoint's network. The latter are delegated:
+// Tasks lists them for whoever talks with connectors, Reported brings their
+// results, and they are judged as the edge's own are. An endpoint whose
+// connector falls silent is unknown. No goroutine waits for a delegated check;
+// one watches over all of them.
+//
+// What one check does is package check's business; none leaves a socket behind.
 package monitor
 
 import (
@@ -153,12 +160,7 @@ func New(deps Deps) *Monitor {
 // a Pending brings too, so that whoever makes the change public before Commit
 // leaves no gap. It reads memory only, and allocates nothing.
 func (m *Monitor) Up(network string, addr netip.AddrPort, monitor string) (up bool, why string) {
-	target := Target{Network: network, Addr: addr, Monitor: monitor}
-	coming := m.coming.Load() // before view: Commit changes them the other way round
-	c := (*m.view.Load())[target]
-	if c == nil && coming != nil {
-		c = (*coming)[target]
-	}
+	c := m.watchOf(Target{Network: network, Addr: addr, Monitor: monitor})
 	if c == nil {
 		return false, "not monitored yet"
 	}
@@ -166,15 +168,19 @@ func (m *Monitor) Up(network string, addr netip.AddrPort, monitor string) (up bo
 	return v.state == StateUp, v.why
 }
 
-// Known reports whether a check has told something of the target, so that it
-// is up or down; it is unknown otherwise. It costs as little as Up.
-func (m *Monitor) Known(network string, addr netip.AddrPort, monitor string) bool {
-	target := Target{Network: network, Addr: addr, Monitor: monitor}
-	coming := m.coming.Load()
+func (m *Monitor) watchOf(target Target) *watch {
+	coming := m.coming.Load() // before view: Commit changes them the other way round
 	c := (*m.view.Load())[target]
 	if c == nil && coming != nil {
 		c = (*coming)[target]
 	}
+	return c
+}
+
+// Known reports whether a check has told something of the target, so that it
+// is up or down; it is unknown otherwise. It costs as little as Up.
+func (m *Monitor) Known(network string, addr netip.AddrPort, monitor string) bool {
+	c := m.watchOf(Target{Network: network, Addr: addr, Monitor: monitor})
 	return c != nil && c.verdict.Load().state != StateUnknown
 }
 

@@ -40,14 +40,16 @@ func (v verdict) inherited() verdict {
 // down until it has stayed well for as long; each further fall of that kind
 // doubles the hold, up to maxHold. With the default interval of 5 s an
 // endpoint that comes and goes every 2 s stays down until it has been well
-// for a minute.
+// for a minute. So it does with short intervals: minFlap is longer than it is
+// ever up.
 const (
 	flapIntervals = 12
+	minFlap       = 5 * time.Second
 	maxHold       = 5 * time.Minute
 )
 
 func flapWindow(interval time.Duration) time.Duration {
-	return min(flapIntervals*interval, maxHold)
+	return max(minFlap, min(flapIntervals*interval, maxHold))
 }
 
 // judge returns what is known after one more check, which ended at at: with

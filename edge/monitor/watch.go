@@ -66,13 +66,14 @@ type watch struct {
 
 	target  atomic.Pointer[Target]  // the name that OnChange uses
 	verdict atomic.Pointer[verdict] // written by run, or under mu
-	settled chan struct{}           // closed once a check has ended
+	settled chan struct{}           // closed once something has been told
 	wake    chan struct{}           // capacity 1: a check is wanted now
 
-	mu    sync.Mutex // of a delegated check: orders reports, and its end
-	live  bool       // reports count: it has taken over, and has not ended
-	ended bool
-	heard time.Time // when a connector last reported, or could have begun to
+	mu     sync.Mutex // of a delegated check: orders reports, and its end
+	taking bool       // its goroutine takes over
+	live   bool       // reports count: it has taken over, and has not ended
+	ended  bool
+	heard  time.Time // when a connector last reported, or could have begun to
 }
 
 func newWatch(id identity, plan *plan, target Target, first verdict) *watch {
@@ -97,11 +98,8 @@ func (m *Monitor) startLocked(c *watch) {
 			c.live = true
 			return
 		}
-		m.wg.Go(func() {
-			if c.takeOver() {
-				c.begin()
-			}
-		})
+		c.taking = true
+		m.wg.Go(c.begin)
 		return
 	}
 	m.wg.Go(func() {
@@ -121,8 +119,11 @@ func (c *watch) end() {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.ended {
-		c.live, c.ended = false, true
+	if c.ended {
+		return
+	}
+	c.live, c.ended = false, true
+	if !c.taking {
 		close(c.done)
 	}
 }
@@ -236,15 +237,21 @@ func (c *watch) record(at time.Time, by string, r check.Result) {
 // publish makes after known.
 func (c *watch) publish(after verdict, why string, at time.Time) {
 	before := c.verdict.Swap(&after)
-	select {
-	case <-c.settled:
-	default:
-		if !after.checked.IsZero() {
-			close(c.settled)
-		}
+	if !after.checked.IsZero() {
+		c.settle()
 	}
 	if before.state != after.state && c.deps.OnChange != nil {
 		c.deps.OnChange(Change{Target: *c.target.Load(), From: before.state, To: after.state, Why: why, At: at})
+	}
+}
+
+// settle lets nobody wait for c's first word any more. Only who may write the
+// verdict calls it.
+func (c *watch) settle() {
+	select {
+	case <-c.settled:
+	default:
+		close(c.settled)
 	}
 }
 

@@ -44,6 +44,12 @@ func (w *world) set(place string, err error) {
 	w.err[place] = err
 }
 
+func (w *world) has(place string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.err[place] != nil
+}
+
 func (w *world) count(place string) int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
