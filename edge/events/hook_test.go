@@ -42,7 +42,7 @@ func TestTold(t *testing.T) {
 // and in order, and a call that is repeated has the same ID and body.
 func TestAtLeastOnceInOrder(t *testing.T) {
 	for seed := range uint64(20) {
-		rng := rand.New(rand.NewPCG(seed, 7))
+		rng, far := rand.New(rand.NewPCG(seed, 7)), rand.New(rand.NewPCG(seed, 8)) // one for each goroutine
 		bodies := make(map[string]string)
 		var seen []Event
 		s := &site{delay: 10 * time.Millisecond}
@@ -51,7 +51,7 @@ func TestAtLeastOnceInOrder(t *testing.T) {
 				t.Errorf("call %s came with another body", c.id)
 			}
 			bodies[c.id] = c.body
-			verdict := rng.IntN(6)
+			verdict := far.IntN(6)
 			if n > 40 || verdict >= 4 {
 				verdict = 0
 			}
@@ -160,14 +160,7 @@ func (h hosts) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 func TestQueueDropsTheOldest(t *testing.T) {
-	up := false
-	s := &site{}
-	s.answer = func(int, call) (int, error) {
-		if up {
-			return 200, nil
-		}
-		return 503, nil
-	}
+	s, up := down()
 	spec := ops
 	spec.Queue = 10
 	with(t, s, spec, func(t *testing.T, l *Log) {
@@ -175,7 +168,7 @@ func TestQueueDropsTheOldest(t *testing.T) {
 		after(time.Second / 2) // the first are being sent
 		first := len(s.calls[0].Events)
 		add(l, 30, "pool")
-		up = true
+		up()
 		after(time.Minute)
 		events := s.told("")
 		if got := ids(events[first:]); got != "23-32" {

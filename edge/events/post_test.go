@@ -73,7 +73,9 @@ func TestRealFailures(t *testing.T) {
 		want string
 	}{
 		{"untrusted", true, func(http.ResponseWriter, *http.Request) {}, "certificate"},
-		{"redirect", false, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, other.URL, 307) }, "a redirect, which is not followed"},
+		{"redirect", false, func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, other.URL, http.StatusTemporaryRedirect)
+		}, "a redirect, which is not followed"},
 		{"hangs", false, func(_ http.ResponseWriter, r *http.Request) {
 			_, _ = io.Copy(io.Discard, r.Body) // or the server does not see that the client has gone
 			begun.Add(1)
@@ -81,7 +83,7 @@ func TestRealFailures(t *testing.T) {
 		}, "deadline exceeded"},
 		{"hangs up", false, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "EOF"},
 		{"endless error", false, func(w http.ResponseWriter, r *http.Request) {
-			w.WriteHeader(500)
+			w.WriteHeader(http.StatusInternalServerError)
 			for r.Context().Err() == nil {
 				if _, err := io.WriteString(w, endless); err != nil {
 					return
@@ -101,9 +103,9 @@ func TestRealFailures(t *testing.T) {
 			defer server.Close()
 			l := real(t, Spec{URL: server.URL + "/secret", Timeout: 200 * time.Millisecond})
 			add(l, 1, "pool")
-			s := eventually(t, l, func(s HookStatus) bool { return s.Failures > 0 })
-			if !strings.Contains(s.LastError, test.want) || strings.Contains(s.LastError, "/secret") || len(s.LastError) > 1000 || s.Delivered != 0 {
-				t.Errorf("status = %+v, want %q", s, test.want)
+			s := eventually(t, l, func(s HookStatus) bool { return strings.Contains(s.LastError, test.want) }) // a slow machine may time out first
+			if strings.Contains(s.LastError, "/secret") || len(s.LastError) > 1000 || s.Delivered != 0 {
+				t.Errorf("status = %+v", s)
 			}
 			l.Stop()
 		})
