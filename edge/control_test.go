@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/warrenmesh/warren/edge/admin/client"
+	"github.com/warrenmesh/warren/edge/balance"
 	"github.com/warrenmesh/warren/netstack"
 	"github.com/warrenmesh/warren/netstack/netx"
 )
@@ -78,7 +79,7 @@ func TestShow(t *testing.T) {
 		"[[monitor]]\nname = \"m\"\ninterval = \"100ms\"\nrise = 1\nfall = 1\n"+
 		"[[pool]]\nname = \"db\"\nnetwork = \"berlin\"\nmonitor = \"m\"\n[[pool.endpoints]]\naddress = \"10.0.0.10:7\"\n[[pool.endpoints]]\naddress = \"10.0.0.10:9\"\n"+
 		listApp("db", "db")+appTo("far", "tokyo/10.0.0.10:7"))
-	if pools, err := w.admin.Pools(t.Context()); err != nil || pools[0].State != client.PoolDown || pools[0].Endpoints[0].State != client.EndpointUnknown {
+	if pools, err := w.admin.Pools(t.Context()); err != nil || pools[0].State != string(balance.StateUnknown) || pools[0].Endpoints[0].State != client.EndpointUnknown {
 		t.Errorf("before a connector is up: %+v, %v", pools, err)
 	}
 	w.startSite("berlin-1", key, map[string]func(*netstack.TCPRequest){"10.0.0.10:7": echo("berlin"), "10.0.0.10:9": reject(netx.ErrRefused)})

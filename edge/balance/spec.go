@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -164,7 +165,7 @@ func (r report) period(path string, value, least, most time.Duration) {
 // oneOf reports a name that is none of known. Empty is the default.
 func (r report) oneOf(path, value string, known ...string) {
 	if value != "" && !slices.Contains(known, value) {
-		r(path, value, "use one of: "+list(known))
+		r(path, value, "use one of: "+strings.Join(known, ", "))
 	}
 }
 

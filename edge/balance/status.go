@@ -1,6 +1,9 @@
 package balance
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // State is the state of a pool or of an endpoint.
 type State string
@@ -78,4 +81,44 @@ type EndpointStatus struct {
 	LastErrorAt     time.Time
 	EjectedUntil    time.Time // zero: it is not ejected
 	DrainingUntil   time.Time // when affine clients must leave too; zero: it is not draining
+}
+
+// status describes the pool as it is now.
+func (p *pool) status(now int64) Status {
+	v := p.view(ordinary, now)
+	h := p.shared
+	s := Status{
+		Spec: p.spec, State: v.state, Why: v.why, Usable: v.usable,
+		Connections: int(h.conns.Load()), Queued: int(h.queue.waiting.Load()), Shed: h.shed.Load(),
+		RTT: time.Duration(h.rtt.value.Load()), Endpoints: make([]EndpointStatus, 0, len(p.members)),
+	}
+	s.Spec.Endpoints = slices.Clone(p.spec.Endpoints)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.state == v.state {
+		s.Since = h.root.at(h.since)
+	}
+	for i, e := range p.members {
+		m, at := &p.spec.Endpoints[i], &v.members[i]
+		out := EndpointStatus{
+			Endpoint: e.id, Host: m.Host, State: at.state, Up: at.state == StateUp, Why: at.why,
+			Weight: m.Weight, MaxConnections: m.MaxConnections, Connections: int(e.conns.Load()),
+			Picks: e.picks.Load(), Failures: e.lost.Load(), RTT: time.Duration(e.rtt.value.Load()),
+			LastError: e.lastErr, LastErrorAt: h.root.at(e.lastErrAt),
+		}
+		if at.slot >= 0 {
+			out.EffectiveWeight = float64(v.slots[at.slot].weight) / float64(v.unit)
+		}
+		if e.state == at.state {
+			out.Since = h.root.at(e.since)
+		}
+		if e.ejectedUntil > now {
+			out.EjectedUntil = h.root.at(e.ejectedUntil)
+		}
+		if e.draining {
+			out.DrainingUntil = h.root.at(max(e.keepUntil, 1))
+		}
+		s.Endpoints = append(s.Endpoints, out)
+	}
+	return s
 }

@@ -1,0 +1,360 @@
+package balance
+
+import (
+	"fmt"
+	"math/bits"
+	"math/rand/v2"
+	"strings"
+	"time"
+)
+
+// app is one app of one configuration.
+type app struct {
+	spec    App
+	policy  string
+	choices []choice
+	last    *choice // the fallback pool, nil where there is none
+	table   *table  // nil: no affinity is kept
+	most    int     // clients in table
+	asks    bool    // it matters who the client is
+}
+
+// choice is a pool of an app, with the reasons for picking it made once.
+type choice struct {
+	name   string
+	pool   *pool // nil: not defined
+	weight uint64
+	hash   uint64
+	chosen string
+	affine string
+}
+
+// byNet reports whether clients of one net count as one.
+func (a *app) byNet() bool { return a.spec.Affinity.By == affinityNet }
+
+// newApp builds the app that follows old, which may be nil.
+func newApp(spec App, pools map[string]*pool, old *app) *app {
+	a := &app{spec: spec, policy: either(spec.Steering, byFailover), most: spec.Affinity.Max}
+	if a.most == 0 {
+		a.most = DefaultAffinity
+	}
+	a.choices = make([]choice, 0, len(spec.Pools))
+	for _, c := range spec.Pools {
+		a.choices = append(a.choices, a.newChoice(c, pools))
+	}
+	if spec.Fallback != "" {
+		last := a.newChoice(Choice{Pool: spec.Fallback}, pools)
+		last.chosen += ", the fallback whose health is ignored"
+		a.last = &last
+	}
+	a.asks = a.policy == byHash || spec.Affinity.By != ""
+	for _, ch := range append(a.choices[:len(a.choices):len(a.choices)], a.newChoice(Choice{Pool: spec.Fallback}, pools)) {
+		a.asks = a.asks || ch.pool != nil && (ch.pool.policy == byHash || ch.pool.spec.Shedding.By == shedHash)
+	}
+	hashed := len(a.choices) == 1 && a.choices[0].pool != nil && a.choices[0].pool.policy == byHash
+	switch {
+	case spec.Affinity.By == "" || hashed:
+	case old != nil && old.table != nil && old.spec.Affinity.By == spec.Affinity.By:
+		a.table = old.table
+	default:
+		a.table = newTable()
+	}
+	return a
+}
+
+func (a *app) newChoice(c Choice, pools map[string]*pool) choice {
+	out := choice{name: c.Pool, pool: pools[c.Pool], weight: uint64(max(c.Weight, 0)), hash: hashName(c.Pool)}
+	if out.pool == nil {
+		return out
+	}
+	out.chosen = fmt.Sprintf("pool %q by %s", c.Pool, out.pool.policy)
+	out.affine = fmt.Sprintf("pool %q by affinity of its %s", c.Pool, strings.ReplaceAll(a.spec.Affinity.By, "_", " "))
+	if a.policy != byFailover && len(a.spec.Pools) > 1 {
+		out.chosen += fmt.Sprintf(", one of %d pools by %s", len(a.spec.Pools), a.policy)
+	}
+	return out
+}
+
+// The answers of a pool.
+type answer int
+
+const (
+	took   answer = iota // here is an endpoint
+	passed               // no endpoint is usable by this flow
+	shed                 // this flow is turned away
+	full                 // all are at MaxConnections, or others wait for them
+)
+
+// ask wants an endpoint of the pool for a new flow.
+func (p *pool) ask(c *client, now int64, tried func(Endpoint) bool) (*slot, answer) {
+	v := p.view(ordinary, now)
+	if !v.serving {
+		return nil, passed
+	}
+	if p.sheds(c) {
+		p.shared.shed.Add(1)
+		return nil, shed
+	}
+	if p.shared.queue.waiting.Load() > 0 {
+		return nil, full
+	}
+	if i := v.choose(p, c.hash, now, tried); i >= 0 {
+		return &v.slots[i], took
+	}
+	for i := range v.slots {
+		if s := &v.slots[i]; s.max > 0 && (tried == nil || !tried(s.ep.id)) {
+			return nil, full
+		}
+	}
+	return nil, passed
+}
+
+// sheds decides whether the pool turns the client's flow away.
+func (p *pool) sheds(c *client) bool {
+	percent := uint64(p.spec.Shedding.Percent)
+	switch {
+	case percent == 0:
+		return false
+	case p.spec.Shedding.By == shedHash:
+		return mix(c.hash^0x5bd1e9955bd1e995)%100 < percent
+	}
+	return rand.Uint64N(100) < percent
+}
+
+// reserved makes the Pick of a slot that was taken.
+func (p *pool) reserved(s *slot) Pick {
+	return Pick{Pool: p.spec.Name, Endpoint: s.ep.id, Host: s.host, pool: p, ep: s.ep}
+}
+
+// next returns the pool to ask next, of those not in done; -1 after the last.
+// Pools with a share come by the app's policy, then the others in order.
+func (a *app) next(done uint64, c *client, now int64) int {
+	first := bits.TrailingZeros64(^done)
+	if first >= len(a.choices) {
+		return -1
+	}
+	if a.policy == byFailover || len(a.choices) == 1 {
+		return first
+	}
+	best := -1
+	var total uint64
+	var score float64
+	for i := range a.choices {
+		ch := &a.choices[i]
+		if done&(1<<i) != 0 || ch.pool == nil || ch.weight == 0 || !ch.pool.view(ordinary, now).serving {
+			continue
+		}
+		better := false
+		var this float64 // the lowest wins
+		switch a.policy {
+		case byRandom: // one of the total so far, each with its share
+			total += ch.weight
+			better = rand.Uint64N(total) < ch.weight
+		case byLatency:
+			this = float64(ch.pool.shared.rtt.score(now))
+		case byLeast:
+			this = float64(max(ch.pool.shared.conns.Load(), 0)+1) / float64(ch.weight)
+		case byHash:
+			this = -rendezvous(c.hash, ch.hash, int(ch.weight))
+		}
+		if best < 0 || better || a.policy != byRandom && this < score {
+			best, score = i, this
+		}
+	}
+	if best < 0 {
+		return first
+	}
+	return best
+}
+
+// outcome is what asking the pools of an app came to.
+type outcome struct {
+	pick Pick
+	from *choice
+	why  string
+	ok   bool
+	done uint64 // choices that were asked in vain
+	shed uint64 // of them, those that shed the flow
+	full *pool  // the first of them that is full and has a queue
+	busy bool   // one of them is full
+}
+
+// pick asks the client's own endpoint, then the pools, then the fallback.
+func (a *app) pick(c *client, now int64, tried func(Endpoint) bool) (o outcome) {
+	bind := bindNone
+	if a.table != nil && c.valid {
+		if o.from, bind = a.affine(c, now, tried, &o.pick); o.from != nil {
+			o.why, o.ok = o.from.affine, true
+			return o
+		}
+	}
+	for {
+		i := a.next(o.done, c, now)
+		if i < 0 {
+			break
+		}
+		ch := &a.choices[i]
+		if ch.pool != nil {
+			s, got := ch.pool.ask(c, now, tried)
+			if got == took {
+				if a.policy == byLatency {
+					ch.pool.shared.rtt.try(now)
+				}
+				o.pick, o.from, o.why, o.ok = ch.pool.reserved(s), ch, ch.chosen, true
+				if bind != bindNone {
+					o.pick.app, o.pick.key, o.pick.bind = a, c.key, bind
+				}
+				return o
+			}
+			if got == shed {
+				o.shed |= 1 << i
+			}
+			if got == full {
+				o.busy = true
+				if o.full == nil && ch.pool.spec.Queue.Length > 0 {
+					o.full = ch.pool
+				}
+			}
+		}
+		o.done |= 1 << i
+	}
+	if a.last != nil && a.last.pool != nil && !o.busy {
+		p := a.last.pool
+		v := p.view(fallback, now)
+		if i := v.choose(p, c.hash, now, tried); i >= 0 {
+			o.pick, o.from, o.why, o.ok = p.reserved(&v.slots[i]), a.last, a.last.chosen, true
+		}
+	}
+	return o
+}
+
+// explain says why the pools that were asked had nothing.
+func (a *app) explain(o *outcome, now int64, tried func(Endpoint) bool) string {
+	reasons := make([]string, 0, len(a.choices)+1)
+	for i := range a.choices {
+		ch := &a.choices[i]
+		switch {
+		case o.done&(1<<i) == 0:
+		case ch.pool == nil:
+			reasons = append(reasons, fmt.Sprintf("pool %q is not defined", ch.name))
+		default:
+			reasons = append(reasons, ch.pool.explain(now, tried, o.shed&(1<<i) != 0))
+		}
+	}
+	if a.last != nil && !o.ok {
+		switch {
+		case a.last.pool == nil:
+			reasons = append(reasons, fmt.Sprintf("pool %q is not defined", a.last.name))
+		case !o.busy:
+			reasons = append(reasons, fmt.Sprintf("the fallback pool %q has no endpoint either", a.last.name))
+		}
+	}
+	return strings.Join(reasons, "; ")
+}
+
+// What Connected does to the affinity of a client.
+type binding uint8
+
+const (
+	bindNone    binding = iota // nothing
+	bindHome                   // this is where it goes from now on
+	bindStandIn                // this is where it goes while its home is down
+)
+
+// affine takes the endpoint that the client has. Where it cannot have that,
+// the choice is nil, and the binding is for the endpoint that it gets instead.
+func (a *app) affine(c *client, now int64, tried func(Endpoint) bool, pick *Pick) (*choice, binding) {
+	home, standIn := a.table.get(c.key, now, a.spec.Affinity.TTL)
+	if home == nil {
+		return nil, bindHome
+	}
+	ch, got := a.stay(home, now, tried, pick)
+	switch {
+	case got == took:
+		if standIn != nil {
+			a.table.settle(c.key)
+		}
+		return ch, bindNone
+	case got == full:
+		return nil, bindNone
+	}
+	if standIn != nil {
+		if from, got := a.stay(standIn, now, tried, pick); got == took {
+			return from, bindNone
+		}
+	}
+	if ch == nil || a.spec.Affinity.Failover == failoverSticky {
+		return nil, bindHome
+	}
+	return nil, bindStandIn
+}
+
+// stay takes the endpoint for a client with affinity to it. The choice is nil
+// where the app has the endpoint no more.
+func (a *app) stay(e *endpoint, now int64, tried func(Endpoint) bool, pick *Pick) (*choice, answer) {
+	for i := range a.choices {
+		ch := &a.choices[i]
+		p := ch.pool
+		if p == nil || p.shared != e.in {
+			continue
+		}
+		at, ok := p.index[e]
+		if !ok {
+			return nil, passed
+		}
+		m := &p.spec.Endpoints[at]
+		if p.spec.Disabled || !p.view(ordinary, now).members[at].affine || tried != nil && tried(e.id) {
+			return ch, passed
+		}
+		if m.MaxConnections > 0 && p.shared.queue.waiting.Load() > 0 || !e.reserve(int64(m.MaxConnections)) {
+			return ch, full
+		}
+		*pick = Pick{Pool: p.spec.Name, Endpoint: e.id, Host: m.Host, pool: p, ep: e}
+		return ch, took
+	}
+	return nil, passed
+}
+
+// claim makes a Pick that waited in a queue bind the client, as one that did
+// not wait would.
+func (a *app) claim(pick *Pick, c client, now int64) {
+	if a.table == nil || !c.valid {
+		return
+	}
+	home, _ := a.table.get(c.key, now, a.spec.Affinity.TTL)
+	switch {
+	case home == nil:
+		pick.bind = bindHome
+	case home != pick.ep && !a.holds(home, now):
+		pick.bind = bindStandIn
+		if a.spec.Affinity.Failover == failoverSticky {
+			pick.bind = bindHome
+		}
+	}
+	pick.app, pick.key = a, c.key
+}
+
+// holds reports whether clients may stay with their home.
+func (a *app) holds(home *endpoint, now int64) bool {
+	for i := range a.choices {
+		if p := a.choices[i].pool; p != nil && p.shared == home.in {
+			at, ok := p.index[home]
+			return ok && !p.spec.Disabled && p.view(ordinary, now).members[at].affine
+		}
+	}
+	return false
+}
+
+// connected binds the client to the endpoint that accepted it.
+func (p *Pick) connected(rtt time.Duration) {
+	r := p.ep.in.root
+	now := r.now()
+	p.ep.rtt.add(rtt, now)
+	p.ep.in.rtt.add(rtt, now)
+	if p.ep.failures.Load() != 0 {
+		p.ep.failures.Store(0)
+	}
+	if p.bind != bindNone && p.app != nil {
+		p.app.table.bind(p.key, now, p.ep, p.bind == bindStandIn, p.app.most)
+	}
+}

@@ -1,0 +1,126 @@
+package balance
+
+import (
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// benched are the ways to pick from 1,000 endpoints.
+func benched() map[string]*Director {
+	out := map[string]*Director{}
+	for _, by := range endpointPolicies() {
+		for name, weight := range map[string]func(int) int{"": nil, " weighted": func(i int) int { return 1 + i%7 }} {
+			spec := large(1000, by, weight)
+			out[by+name] = New([]Spec{spec}, appsOf(spec), Deps{Health: constant(true)})
+		}
+	}
+	spec := large(1000, byRoundRobin, nil)
+	for _, by := range poolPolicies() {
+		other := spec
+		other.Name = "other"
+		a := App{Name: "large", Steering: by, Pools: []Choice{{"large", 1}, {"other", 2}}}
+		out["pools by "+by] = New([]Spec{spec, other}, []App{a}, Deps{Health: constant(true)})
+	}
+	a := appsOf(spec)[0]
+	a.Affinity = Affinity{By: affinityIP, TTL: time.Hour}
+	d := New([]Spec{spec}, []App{a}, Deps{Health: constant(true)})
+	for i := range 10_000 {
+		pick, _, _ := d.Pick(Request{App: "large", Client: clientAt(i)})
+		pick.Connected(time.Millisecond)
+		pick.Release()
+	}
+	out["affinity"] = d
+	return out
+}
+
+// warm gives every endpoint a connect time.
+func warm(d *Director) {
+	now := d.root.now()
+	for _, p := range d.pools {
+		for i, e := range p.members {
+			e.rtt.add(time.Duration(1+i%10)*time.Millisecond, now)
+		}
+	}
+	pick, _, _ := d.Pick(Request{App: "large"})
+	pick.Release()
+}
+
+func TestPickAllocatesNothing(t *testing.T) {
+	for name, d := range benched() {
+		warm(d)
+		t.Run(name, func(t *testing.T) {
+			for _, retry := range []bool{false, true} {
+				var tried [3]Endpoint
+				n, i := 0, 0
+				allocs := testing.AllocsPerRun(2000, func() {
+					i++
+					pick, _, ok := d.Pick(Request{App: "large", Client: clientAt(i % 10_000), Tried: func(e Endpoint) bool {
+						for _, seen := range tried[:n] {
+							if e == seen {
+								return true
+							}
+						}
+						return false
+					}})
+					if !ok {
+						t.Fatal("nothing picked")
+					}
+					if retry {
+						n, tried[0] = 1, pick.Endpoint
+					}
+					pick.Connected(time.Millisecond)
+					pick.Release()
+				})
+				if allocs != 0 {
+					t.Errorf("a pick makes %v allocations, want 0 (retry: %v)", allocs, retry)
+				}
+			}
+		})
+	}
+}
+
+// cpu is the processor time of the process.
+func cpu() time.Duration {
+	var u syscall.Rusage
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func BenchmarkPick(b *testing.B) {
+	for name, d := range benched() {
+		warm(d)
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			began := cpu()
+			defer func() { b.ReportMetric(float64(cpu()-began)/float64(b.N), "cpu-ns/op") }()
+			var seed atomic.Int64
+			b.RunParallel(func(pb *testing.PB) {
+				i := int(seed.Add(1) * 1000)
+				for pb.Next() {
+					i++
+					pick, _, _ := d.Pick(Request{App: "large", Client: clientAt(i % 10_000)})
+					pick.Release()
+				}
+			})
+		})
+	}
+}
+
+func BenchmarkRebuild(b *testing.B) {
+	for _, by := range []string{byRoundRobin, byRandom, byHash} {
+		b.Run(fmt.Sprint(by, " 1000"), func(b *testing.B) {
+			spec := large(1000, by, nil)
+			d := New([]Spec{spec}, appsOf(spec), Deps{Health: constant(true)})
+			for range b.N {
+				d.HealthChanged("berlin", netip.MustParseAddrPort("10.0.0.1:80"), "pg")
+				d.Pick(Request{App: "large"})
+			}
+		})
+	}
+}

@@ -1,0 +1,267 @@
+package balance
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// never is a time before all others on the root's clock.
+const never = math.MinInt64 / 2
+
+// recheck is how long a view of a monitored pool holds at most: should news of
+// Health be lost, it is noticed then.
+const recheck = time.Second
+
+// slowSteps is how many steps a slow start has.
+const slowSteps = 20
+
+// view is a pool at one moment: which endpoints new flows may get, and the
+// tables that make choosing one quick. It is immutable but for tables that are
+// made when they are first needed.
+type view struct {
+	changes uint64 // shared.changes that it has seen
+	until   int64  // when it must be rebuilt even so
+	state   State
+	why     string
+	usable  int
+	serving bool // the pool may be picked from
+	members []standing
+	*tables
+}
+
+// standing is a member of the pool, as a view has it.
+type standing struct {
+	state  State
+	why    string
+	affine bool  // clients with affinity to it may have it
+	slot   int32 // its place in slots; -1: it gets no new flows
+}
+
+// slot is an endpoint that new flows may get.
+type slot struct {
+	ep     *endpoint
+	host   string
+	weight uint64 // effective, in units of the view
+	max    int64  // connections; 0: no limit
+	member int
+}
+
+// tables are what steering needs. Views share them while the slots stay.
+type tables struct {
+	slots []slot
+	unit  uint64 // weight units of one configured weight
+	total uint64 // weight of all slots
+	turns *turns // round_robin
+	odds  *odds  // random, least_connections, latency
+
+	mu     sync.Mutex
+	hashed atomic.Pointer[ring] // hash
+	places []int32              // of the members in slots; -1: none
+}
+
+// buildLocked judges every member and makes the view that follows old.
+func (p *pool) buildLocked(kind int, old *view, now int64) *view {
+	s := p.shared
+	v := &view{changes: s.changes.Load(), until: math.MaxInt64, members: make([]standing, len(p.members))}
+	if p.spec.Monitor != "" {
+		if now-p.asked >= int64(recheck) || s.active.Load() != p {
+			p.askLocked(0, len(p.members))
+			p.asked = now
+		}
+		v.until = p.asked + int64(recheck)
+	}
+	active := kind == ordinary && s.active.Load() == p
+	fresh := &tables{slots: make([]slot, 0, len(p.members)), unit: 1}
+	ramping := false
+	for i, e := range p.members {
+		m, at := &p.spec.Endpoints[i], &v.members[i]
+		at.state, at.why, at.affine = p.judgeLocked(i, now, &v.until)
+		at.slot = -1
+		if active {
+			p.noteLocked(e, at.state, at.why, now)
+		}
+		usable := at.state == StateUp
+		if kind == fallback {
+			usable = at.state != StateDisabled && at.state != StateDraining
+		}
+		if !usable || m.Weight <= 0 || p.spec.Disabled {
+			continue
+		}
+		step := p.rampLocked(e, now, &v.until)
+		ramping = ramping || step < slowSteps
+		at.slot = int32(len(fresh.slots))
+		fresh.slots = append(fresh.slots, slot{
+			ep: e, host: m.Host, weight: uint64(m.Weight * step), max: int64(m.MaxConnections), member: i,
+		})
+	}
+	v.usable = len(fresh.slots)
+	if !ramping {
+		for i := range fresh.slots {
+			fresh.slots[i].weight /= slowSteps
+		}
+	} else {
+		fresh.unit = slowSteps
+	}
+	v.summarize(p)
+	v.serving = v.usable >= p.minimum() || kind == fallback && v.usable > 0
+	if active {
+		p.notePoolLocked(v, now)
+	}
+	if old != nil && old.unit == fresh.unit && slices.Equal(old.slots, fresh.slots) {
+		v.tables = old.tables
+		return v
+	}
+	fresh.prepare(p)
+	v.tables = fresh
+	return v
+}
+
+// summarize says what state the pool as a whole is in, and why.
+func (v *view) summarize(p *pool) {
+	out, unknown := 0, 0
+	for _, m := range v.members {
+		switch m.state {
+		case StateUp, StateDisabled, StateDraining:
+		case StateUnknown:
+			unknown++
+			out++
+		default:
+			out++
+		}
+	}
+	switch {
+	case p.spec.Disabled:
+		v.state, v.why = StateDisabled, "disabled in the configuration"
+		return
+	case v.usable == 0 && unknown > 0 && unknown == p.enabled:
+		v.state = StateUnknown
+	case v.usable == 0:
+		v.state = StateDown
+	case v.usable < p.minimum():
+		v.state = StateCritical
+	case out > 0:
+		v.state = StateDegraded
+	case p.spec.Monitor == "":
+		v.state = StateUnmonitored
+		return
+	default:
+		v.state = StateHealthy
+		return
+	}
+	words, _ := v.census(p, nil)
+	v.why = fmt.Sprintf("%d of %d endpoints usable", v.usable, len(p.members))
+	if v.state == StateCritical {
+		v.why += fmt.Sprintf(", %d needed", p.minimum())
+	}
+	if words != "" {
+		v.why += ": " + words
+	}
+}
+
+// census counts in words why members get no new flow, with the reason that the
+// first in the list gives for being down. left tells that some are usable, but
+// not by this flow.
+func (v *view) census(p *pool, tried func(Endpoint) bool) (words string, left bool) {
+	var parts []string
+	var used, full, idle int
+	n := map[State]int{}
+	first := map[State]string{}
+	for i := range v.members {
+		m := &v.members[i]
+		switch {
+		case m.state != StateUp:
+			if n[m.state]++; n[m.state] == 1 && m.why != "" && m.state != StateDisabled && m.state != StateDraining {
+				first[m.state] = fmt.Sprintf(" (%s: %s)", p.members[i].id.Addr, m.why)
+			}
+		case tried != nil && tried(p.members[i].id):
+			used++
+		case p.spec.Endpoints[i].Weight <= 0:
+			idle++
+		case p.full(i):
+			full++
+		}
+	}
+	add := func(k int, what string) {
+		if k > 0 {
+			parts = append(parts, count(k, what))
+		}
+	}
+	add(used, "tried")
+	add(full, "full")
+	add(idle, "with weight 0")
+	for _, s := range []State{StateDown, StateUnknown, StateEjected, StateDraining, StateDisabled} {
+		add(n[s], string(s)+first[s])
+	}
+	return strings.Join(parts, ", "), used+full > 0
+}
+
+// full reports whether member i is at its MaxConnections.
+func (p *pool) full(i int) bool {
+	most := int64(p.spec.Endpoints[i].MaxConnections)
+	return most > 0 && p.members[i].conns.Load() >= most
+}
+
+// explain says why the pool has nothing for a flow.
+func (p *pool) explain(now int64, tried func(Endpoint) bool, shed bool) string {
+	v := p.view(ordinary, now)
+	words, left := v.census(p, tried)
+	name := p.spec.Name
+	switch {
+	case len(p.members) == 0:
+		return fmt.Sprintf("pool %q has no endpoint", name)
+	case p.spec.Disabled:
+		return fmt.Sprintf("pool %q is disabled", name)
+	case v.state == StateCritical:
+		return fmt.Sprintf("pool %q is critical: %s", name, v.why)
+	case shed:
+		return fmt.Sprintf("pool %q sheds %d %% of its flows", name, p.spec.Shedding.Percent)
+	case left:
+		return fmt.Sprintf("pool %q has no endpoint left: %s", name, words)
+	case v.usable > 0 && p.shared.queue.waiting.Load() > 0:
+		return fmt.Sprintf("pool %q has flows that wait", name)
+	case words == "":
+		return fmt.Sprintf("pool %q had no endpoint free", name)
+	}
+	return fmt.Sprintf("pool %q has no healthy endpoint: %s", name, words)
+}
+
+// prepare makes the tables of a policy.
+func (t *tables) prepare(p *pool) {
+	for i := range t.slots {
+		t.total += t.slots[i].weight
+	}
+	switch p.policy {
+	case byRoundRobin:
+		t.turns = newTurns(t.slots)
+	case byRandom, byLeast, byLatency:
+		t.odds = newOdds(t.slots)
+	case byHash:
+		t.places = make([]int32, len(p.members))
+		for i := range t.places {
+			t.places[i] = -1
+		}
+		for i := range t.slots {
+			t.places[t.slots[i].member] = int32(i)
+		}
+	}
+}
+
+// hashRing returns the ring of the slots, made when it is first needed.
+func (t *tables) hashRing(p *pool) *ring {
+	if r := t.hashed.Load(); r != nil {
+		return r
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if r := t.hashed.Load(); r != nil {
+		return r
+	}
+	r := p.whole.only(t.slots, t.unit, p.spec.Endpoints)
+	t.hashed.Store(r)
+	return r
+}
