@@ -297,6 +297,8 @@ func mismatchHint(n *node, want reflect.Type, key string) string {
 		}
 	case isString && want.Kind() == reflect.Bool && (text == "true" || text == "false"):
 		return "write it without quotes"
+	case !isString && n.hidden:
+		return "put it in quotes"
 	case !isString && (want.Kind() == reflect.String || isText(want)):
 		return fmt.Sprintf("put it in quotes: \"%s\"", n.show())
 	}

@@ -187,6 +187,7 @@ func TestProblems(t *testing.T) {
 		{"list of tables as table", base + "[item]\nname = 'x'\n", []string{`a.toml:3: item: expected a list of tables, not a table; write each as a table with double brackets: [[item]]`}},
 		{"table as list of tables", "[[edge]]\nname = 'x'\n", []string{`a.toml:1: edge: expected a table, not a list of tables; write it as a table: [edge]`}},
 		{"hidden value", base + "secret = 'hunter2'\n", []string{`a.toml:3: edge.secret: not one of the legal words; use xyzzy`}},
+		{"hidden value of another type", base + "secret = 5\n", []string{`a.toml:3: edge.secret: expected a string, not an integer; put it in quotes`}},
 		{"index and own line of an element", base + "[[item]]\nname = 'a'\nports = [1,\n 2,\n 99999]\n[[item]]\nname='b'\nports=['1']", []string{
 			`a.toml:7: item[0].ports[2]: 99999: out of range; use 1 to 65535`,
 			`a.toml:10: item[1].ports[0]: "1": expected an integer, not a string; write it without quotes`}},

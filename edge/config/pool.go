@@ -236,6 +236,9 @@ func (l *loader) buildPools() {
 			if at, ok := strings.CutSuffix(key, ".address"); ok && l.doc.Has(fmt.Sprintf("pool[%d].%s.host", i, at)) {
 				return // to be resolved
 			}
+			if key == "minimum_healthy" { // checked with the file, which knows hosts
+				return
+			}
 			report(key, value, hint)
 		})
 		l.cfg.Pools = append(l.cfg.Pools, spec)

@@ -10,14 +10,17 @@ import (
 	"github.com/warrenmesh/warren/configs/strict"
 )
 
-// TestProblems edits full, replacing from by to, and wants exactly these
-// problems. "@n" in them is the line of the first "@" of to, which marks the
-// edited place and is removed.
+// edit is a change of a file, from to to, and the problems that it wants. The
+// first "@" of to marks the edited place and is removed: a problem without a
+// line is on its line.
+type edit struct {
+	name, from, to string
+	want           []string
+}
+
+// TestProblems wants exactly these problems of full when it is edited.
 func TestProblems(t *testing.T) {
-	for _, tt := range []struct {
-		name, from, to string
-		want           []string
-	}{
+	testEdits(t, full, []edit{
 		{"newer version", "version = 1", "@version = 2", []string{"version: 2: this release reads version 1; install a later release of warren"}},
 		{"older version", "version = 1", "@version = 0", []string{"version: 0: no such version; write 1"}},
 		{"unknown key", `name = "fra1"`, "@nmae = \"fra1\"", []string{`edge.nmae: unknown key; did you mean "name"?`}},
@@ -128,17 +131,22 @@ name = "tokyo"`, "[[network]]\nname = \"tokyo\"\n@[[device]]\nname='x'", []strin
 			`log.flows: "/run/warren/edge.sock" is admin.socket already; choose another path`}},
 		{"socket path too long", `socket = "/run/warren/edge.sock"`, `@socket = "/` + strings.Repeat("x", 120) + `"`, []string{
 			`admin.socket: "/` + strings.Repeat("x", 120) + `" has 121 bytes, more than the 107 of a Unix socket's path; choose a shorter one`}},
-	} {
+	})
+}
+
+// testEdits wants each edit of text to have exactly the problems that it says.
+func testEdits(t *testing.T, text string, edits []edit) {
+	t.Helper()
+	for _, tt := range edits {
 		t.Run(tt.name, func(t *testing.T) {
-			before, after, ok := strings.Cut(full, tt.from)
+			before, after, ok := strings.Cut(text, tt.from)
 			if !ok {
 				t.Fatalf("the sample has no %q", tt.from)
 			}
-			text := before + tt.to + after
-			line := 0
-			if i := strings.Index(text, "@"); i >= 0 {
-				line = strings.Count(text[:i], "\n") + 1
-				text = strings.Replace(text, "@", "", 1)
+			to, line := tt.to, 0
+			if i := strings.Index(to, "@"); i >= 0 {
+				line = strings.Count(before+to[:i], "\n") + 1
+				to = strings.Replace(to, "@", "", 1)
 			}
 			var want []string
 			for _, w := range tt.want {
@@ -147,7 +155,7 @@ name = "tokyo"`, "[[network]]\nname = \"tokyo\"\n@[[device]]\nname='x'", []strin
 				}
 				want = append(want, "edge.toml:"+w)
 			}
-			_, err := parseText(t, text)
+			_, err := parseText(t, before+to+after)
 			var got []string
 			if ps, ok := err.(strict.Problems); ok {
 				got = strings.Split(ps.Error(), "\n")

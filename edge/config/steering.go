@@ -93,9 +93,10 @@ func (c *Config) Names() []resolve.Name {
 // PoolsWith returns the pools with the addresses that addrs knows now: those
 // that are declared, and one for each port of each app with an origin, which
 // App.PoolsAt names. Each address of a host is an endpoint with the host's
-// settings. One that a pool has twice is kept where it is first; one of
-// "@public" that must not be dialled is left out. A host without an address
-// has no endpoint, so that a pool may be empty.
+// settings, but for those that the pool has by address as well, which keep
+// their own; one that several hosts have is kept where it is first. One of
+// "@public" that must not be dialled is left out. A host without an address has
+// no endpoint, so that a pool may be empty.
 func (c *Config) PoolsWith(addrs func(network, host string, port uint16) []netip.Addr) []balance.Spec {
 	dialer := public.New(c.Public)
 	pools := c.declared()
@@ -116,22 +117,24 @@ func (c *Config) PoolsWith(addrs func(network, host string, port uint16) []netip
 // expand puts the addresses of members with a host into their place.
 func expand(members []balance.Member, addrs func(balance.Member) []netip.Addr) []balance.Member {
 	out := make([]balance.Member, 0, len(members))
-	seen := make(map[netip.AddrPort]bool, len(members)) // of one network
-	put := func(m balance.Member) {
-		if !seen[m.Addr] && len(out) < balance.MaxEndpoints {
-			seen[m.Addr] = true
-			out = append(out, m)
+	taken := make(map[netip.AddrPort]bool, len(members)) // of one network
+	for _, m := range members {
+		if m.Host == "" {
+			taken[m.Addr] = true
 		}
 	}
 	for _, m := range members {
 		if m.Host == "" {
-			put(m)
+			out = append(out, m)
 			continue
 		}
 		port := m.Addr.Port()
 		for _, a := range addrs(m) {
 			m.Addr = netip.AddrPortFrom(a, port)
-			put(m)
+			if !taken[m.Addr] && len(out) < balance.MaxEndpoints {
+				taken[m.Addr] = true
+				out = append(out, m)
+			}
 		}
 	}
 	return out
