@@ -91,7 +91,12 @@ type pingSocket interface {
 }
 
 func (kernelPinger) Ping(ctx context.Context, dst netip.Addr) (time.Duration, error) {
-	s, err := openPing(dst)
+	return pingThrough(ctx, dst, openPing)
+}
+
+// pingThrough pings dst through a socket that open makes.
+func pingThrough(ctx context.Context, dst netip.Addr, open func(netip.Addr) (pingSocket, error)) (time.Duration, error) {
+	s, err := open(dst)
 	if err != nil {
 		return 0, err
 	}

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"os/exec"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -120,6 +122,37 @@ func TestKernelPings(t *testing.T) {
 		for _, dst := range hosts {
 			if _, err := d.Ping(t.Context(), dst); !errors.Is(err, ErrPingForbidden) || !errors.Is(err, netx.ErrUnreachable) {
 				t.Errorf("without a right to ping: %v", err)
+			}
+		}
+	})
+}
+
+// TestKernelPingsHearRouters: what a router says ends a ping at once, through
+// either kind of socket.
+func TestKernelPingsHearRouters(t *testing.T) {
+	nft := require.Tool(t, "nft", "nftables")
+	inNamespace(t, func(t *testing.T) {
+		if err := os.WriteFile(groupRange, []byte("0 2147483647"), 0); err != nil {
+			t.Fatal(err)
+		}
+		reject := exec.Command(nft, "-f", "-") // a thread's namespace is its children's
+		reject.Stdin = strings.NewReader(`table inet routers { chain input {
+			type filter hook input priority 0
+			ip daddr 127.9.9.8 icmp type echo-request reject with icmp type host-unreachable
+			ip6 daddr ::1 icmpv6 type echo-request reject with icmpv6 type addr-unreachable
+		} }`)
+		if out, err := reject.CombinedOutput(); err != nil {
+			t.Logf("nft: %v: %s", err, out)
+			require.Missing(t, "a kernel with nftables")
+		}
+		for name, open := range map[string]func(netip.Addr) (pingSocket, error){"raw": openRaw, "unprivileged": openUnprivileged} {
+			for _, dst := range []string{"127.9.9.8", "::1"} {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				_, err := pingThrough(ctx, netip.MustParseAddr(dst), open)
+				cancel()
+				if !errors.Is(err, syscall.EHOSTUNREACH) || netx.Classify(err) != netx.ErrUnreachable {
+					t.Errorf("%s: pinging %s: %v", name, dst, err)
+				}
 			}
 		}
 	})
