@@ -62,31 +62,31 @@ func (n *Network) Steering() (policy string, order []string) {
 	return s.policy, order
 }
 
-// prefers reports whether a new flow should rather go through p than through
-// q, both of which may have it.
-func (s *steering) prefers(p, q *Peer) bool {
-	if s.policy != Failover {
-		return p.better(q)
-	}
-	pr, qr := s.place(p), s.place(q)
-	if pr != qr {
-		return pr < qr
-	}
-	return p.name < q.name
-}
-
-// place is where p stands in the order.
+// place is where p stands in the order; without an order all stand together.
 func (s *steering) place(p *Peer) int {
+	if s.policy != Failover {
+		return 0
+	}
 	if i, ok := s.rank[p.name]; ok {
 		return i
 	}
 	return len(s.rank)
 }
 
+// prefers reports whether a new flow should rather go through p than through
+// q, which stands where p does and may have it as well.
+func (s *steering) prefers(p, q *Peer) bool {
+	if s.policy == Failover {
+		return p.name < q.name
+	}
+	return p.better(q)
+}
+
 // choose takes one of the replicas of a prefix for a new flow; nil where none
 // may have it. It begins at another each time, which breaks ties.
 func (n *Network) choose(replicas []*Peer) *Peer {
 	var best *Peer
+	bestPlace := 0
 	s := n.steering.Load()
 	start := int(n.turn.Add(1) % uint32(max(1, len(replicas))))
 	for i := range replicas {
@@ -94,8 +94,9 @@ func (n *Network) choose(replicas []*Peer) *Peer {
 		if !p.takes() {
 			continue
 		}
-		if best == nil || s.prefers(p, best) {
-			best = p
+		place := s.place(p)
+		if best == nil || place < bestPlace || place == bestPlace && s.prefers(p, best) {
+			best, bestPlace = p, place
 		}
 	}
 	return best
