@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -30,6 +31,7 @@ import (
 	"github.com/warrenmesh/warren/connector/state"
 	"github.com/warrenmesh/warren/edge/wire"
 	"github.com/warrenmesh/warren/host"
+	"github.com/warrenmesh/warren/host/lookup"
 	"github.com/warrenmesh/warren/netstack/relay"
 )
 
@@ -57,6 +59,11 @@ type Deps struct {
 
 	// Resolver finds edges and aliases. Default: net.DefaultResolver.
 	Resolver Resolver
+	// Lookup asks this machine's resolver for a name's addresses and how long
+	// they are good for, on an edge's behalf. An error that wraps a
+	// *net.DNSError with IsNotFound says that there is no such name. It must
+	// return soon after ctx ends. Default: host/lookup.
+	Lookup func(ctx context.Context, host string) (addrs []netip.Addr, ttl time.Duration, err error)
 	// OriginNet dials origins. Default: the kernel.
 	OriginNet origin.NetDialer
 	// OriginPing pings origins. Default: the kernel.
@@ -81,6 +88,9 @@ func (d Deps) withDefaults() Deps {
 	}
 	if d.Resolver == nil {
 		d.Resolver = net.DefaultResolver
+	}
+	if d.Lookup == nil {
+		d.Lookup = lookup.New(lookup.Deps{}).Lookup
 	}
 	if d.Listen == nil {
 		d.Listen = net.Listen

@@ -103,6 +103,7 @@ func (c *control) tell() {
 // error only where the edge refuses this connector for good.
 func (e *edge) control(ctx context.Context) error {
 	var retry backoff
+	defer e.duty.follow(ctx, e, false)
 	for ctx.Err() == nil {
 		err := e.session(ctx, &retry)
 		e.ctl.set(false)
@@ -168,6 +169,7 @@ func (e *edge) session(ctx context.Context, retry *backoff) error {
 		}
 		revision = g.revision
 		retry.reset()
+		e.duty.follow(ctx, e, g.work && !g.drain)
 		if g.rotate {
 			e.c.rotation.ask(generation)
 		}

@@ -40,7 +40,10 @@ type fakeControl struct {
 
 	current wgtypes.Key // of who syncs; only through a real tunnel
 
+	work wire.WorkAnswer // revision 0: there is none
+
 	syncs []wire.SyncRequest
+	asked []wire.WorkRequest
 	keys  []wgtypes.Key // those that were registered
 	dials int
 	open  map[net.Conn]bool
@@ -126,7 +129,7 @@ func (c *fakeControl) hangUp() {
 // serve answers on one connection until it ends.
 func (c *fakeControl) serve(conn net.Conn) {
 	gone := make(chan struct{})
-	requests := make(chan *http.Request)
+	requests, more := make(chan *http.Request, 8), make(chan struct{}, 1)
 	go func() {
 		defer close(gone)
 		in := bufio.NewReader(conn)
@@ -141,6 +144,10 @@ func (c *fakeControl) serve(conn net.Conn) {
 			}
 			r.Body = io.NopCloser(bytes.NewReader(body))
 			requests <- r
+			select {
+			case more <- struct{}{}:
+			default:
+			}
 		}
 	}()
 	defer func() {
@@ -155,7 +162,8 @@ func (c *fakeControl) serve(conn net.Conn) {
 		case <-gone:
 			return
 		case r := <-requests:
-			if !c.reply(conn, r, gone) {
+			next := nextRequest{more, func() bool { return len(requests) > 0 }}
+			if !c.reply(conn, r, gone, next) {
 				go func() { // the reader may have another
 					for {
 						select {
@@ -171,7 +179,13 @@ func (c *fakeControl) serve(conn net.Conn) {
 	}
 }
 
-func (c *fakeControl) reply(conn net.Conn, r *http.Request, gone <-chan struct{}) bool {
+// nextRequest tells whether the connector has sent another request already.
+type nextRequest struct {
+	came  <-chan struct{} // perhaps
+	there func() bool
+}
+
+func (c *fakeControl) reply(conn net.Conn, r *http.Request, gone <-chan struct{}, next nextRequest) bool {
 	c.mu.Lock()
 	raw := c.raw
 	c.mu.Unlock()
@@ -189,6 +203,8 @@ func (c *fakeControl) reply(conn net.Conn, r *http.Request, gone <-chan struct{}
 		answer, refusal = c.sync(r, gone)
 	case wire.PathKey:
 		answer, refusal = c.key(r)
+	case wire.PathWork:
+		answer, refusal = c.works(r, gone, next)
 	default:
 		refusal = wire.Refuse(wire.CodeUnknown, "no %s here", r.URL.Path)
 	}
@@ -226,6 +242,43 @@ func (c *fakeControl) sync(r *http.Request, gone <-chan struct{}) (any, *wire.Re
 		}
 		select {
 		case <-changed:
+		case <-timer.C:
+			due = true
+		case <-gone:
+			due = true
+		}
+		c.mu.Lock()
+	}
+}
+
+// works answers at once where the work is another, else when it changes, when
+// the next request comes, or after wire.HoldWork.
+func (c *fakeControl) works(r *http.Request, gone <-chan struct{}, next nextRequest) (any, *wire.Refusal) {
+	var request wire.WorkRequest
+	if err := wire.DecodeWork(r.Body, &request); err != nil {
+		return nil, wire.Refuse(wire.CodeBadRequest, "%v", err)
+	}
+	timer := time.NewTimer(wire.HoldWork)
+	defer timer.Stop()
+	c.mu.Lock()
+	c.asked = append(c.asked, request)
+	for due := next.there(); ; {
+		answer, refusal, changed := c.work, c.refusal, c.changed
+		c.mu.Unlock()
+		switch {
+		case refusal != nil:
+			return nil, refusal
+		case answer.Revision == 0:
+			return nil, wire.Refuse(wire.CodeNotAllowed, "there is no work")
+		case answer.Revision != request.Revision:
+			return answer, nil
+		case due:
+			return wire.WorkAnswer{Revision: answer.Revision}, nil
+		}
+		select {
+		case <-changed:
+		case <-next.came:
+			due = next.there()
 		case <-timer.C:
 			due = true
 		case <-gone:

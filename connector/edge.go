@@ -52,6 +52,7 @@ type edge struct {
 	flows    *flows // those of this edge, within its grant
 	failures failures
 	ctl      control
+	duty     duty
 	news     chan struct{} // capacity 1: the tunnel reported a change
 	quiet    atomic.Bool   // what is logged is for debugging: see lookIn
 	again    atomic.Bool   // the tunnel is to call at once, however long it would have waited
@@ -62,6 +63,7 @@ type edge struct {
 	member *state.Edge // the enrolment; nil: there was none. What it points to does not change
 	grant  grant       // the last one of this run
 	told   []EdgeURL   // where the edge says that it listens; nil: it did not
+	worker *worker     // who does its work besides flows; nil: nobody
 
 	invited  bool      // the token is for this edge; changed by run's goroutine alone
 	unsaved  bool      // what member holds is not on the disk
@@ -446,11 +448,4 @@ func (e *edge) watch(ctx context.Context, s State, verdict <-chan error) error {
 		look.Reset(leaveCheck)
 	}
 	return nil
-}
-
-// granted returns the last grant.
-func (e *edge) granted() grant {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.grant
 }

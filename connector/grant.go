@@ -26,6 +26,7 @@ type grant struct {
 	maxTCP, maxUDP int
 	urls           []EdgeURL // where the edge listens; nil: it does not tell
 	drain, rotate  bool
+	work           bool // there is some besides flows
 }
 
 // readGrant reads what the edge with that key answered. The error says what
@@ -40,6 +41,7 @@ func readGrant(a wire.SyncAnswer, edge wgtypes.Key) (grant, error) {
 		urls:     toldURLs(a.Grant.Edges, edge),
 		drain:    a.Grant.Drain,
 		rotate:   a.Grant.Rotate,
+		work:     a.Grant.Work,
 	}
 	if g.revision == 0 {
 		return grant{}, errors.New("reading a grant: it has no revision")
@@ -153,6 +155,13 @@ func (e *edge) apply(g grant) {
 		e.log.Info("draining no more", "reason", "the edge's operator ended the drain")
 	}
 	e.notify()
+}
+
+// granted returns the last grant.
+func (e *edge) granted() grant {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.grant
 }
 
 // moved notes where the edge says that it listens, for the next resolution.

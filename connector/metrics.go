@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/warrenmesh/warren/edge/wire"
 	"github.com/warrenmesh/warren/netstack/drops"
 )
 
@@ -14,6 +15,9 @@ import (
 type counters struct {
 	toOrigin, fromOrigin atomic.Uint64 // payload bytes
 	drops                drops.Counter // datagrams that a side could not take
+
+	checksPassed, checksFailed, checksUnable atomic.Uint64 // made for edges
+	namesFound, namesAbsent, namesFailed     atomic.Uint64 // asked for on their behalf
 
 	mu    sync.Mutex
 	dials map[[2]string]uint64 // protocol and result
@@ -27,6 +31,30 @@ func (c *counters) dialed(proto, result string) {
 		c.dials = make(map[[2]string]uint64)
 	}
 	c.dials[[2]string{proto, result}]++
+}
+
+// checked counts a check.
+func (c *counters) checked(err error) {
+	switch {
+	case err == nil:
+		c.checksPassed.Add(1)
+	case classOf(err) == wire.ClassUnable:
+		c.checksUnable.Add(1)
+	default:
+		c.checksFailed.Add(1)
+	}
+}
+
+// named counts a name that was asked for.
+func (c *counters) named(f wire.Found) {
+	switch {
+	case f.NotFound:
+		c.namesAbsent.Add(1)
+	case f.Error != "":
+		c.namesFailed.Add(1)
+	default:
+		c.namesFound.Add(1)
+	}
 }
 
 // dialCount returns how often proto's dials had that result.
@@ -75,13 +103,19 @@ var (
 		"How far the edge's clock is ahead of this machine's; absent while unknown.", []string{"edge"}, nil)
 	descDrops = prometheus.NewDesc("warren_drops_total",
 		"What was thrown away, by place and reason.", []string{"where", "why"}, nil)
+	descWork = prometheus.NewDesc("warren_connector_work",
+		"Checks and names that the edge wants done.", []string{"edge", "kind"}, nil)
+	descChecks = prometheus.NewDesc("warren_connector_checks_total",
+		"Health checks that were made for edges, by what came of them; unable: they could not be made.", []string{"result"}, nil)
+	descNames = prometheus.NewDesc("warren_connector_lookups_total",
+		"Names that were asked for on behalf of edges, by what came of it.", []string{"result"}, nil)
 	descBuild = prometheus.NewDesc("warren_build_info",
 		"1; the label tells the version.", []string{"version"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (c *Connector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descDials, descFlows, descMaxFlows, descBytes, descUp, descRTT, descMTU, descWire, descControl, descRevision, descOffset, descDrops, descBuild} {
+	for _, d := range []*prometheus.Desc{descDials, descFlows, descMaxFlows, descBytes, descUp, descRTT, descMTU, descWire, descControl, descRevision, descOffset, descDrops, descWork, descChecks, descNames, descBuild} {
 		ch <- d
 	}
 }
@@ -125,6 +159,12 @@ func (c *Connector) Collect(ch chan<- prometheus.Metric) {
 			gauge(descMTU, float64(s.PathMTU), name)
 		}
 	}
+	counter(descChecks, c.count.checksPassed.Load(), "passed")
+	counter(descChecks, c.count.checksFailed.Load(), "failed")
+	counter(descChecks, c.count.checksUnable.Load(), "unable")
+	counter(descNames, c.count.namesFound.Load(), "found")
+	counter(descNames, c.count.namesAbsent.Load(), "not_found")
+	counter(descNames, c.count.namesFailed.Load(), "failed")
 	c.eachDrop(func(where, why string, n uint64) { counter(descDrops, n, where, why) })
 }
 
@@ -139,6 +179,9 @@ func (e *edge) collectControl(gauge func(d *prometheus.Desc, v float64, labels .
 	if timed {
 		gauge(descOffset, offset.Seconds(), e.name())
 	}
+	checks, names := e.workload()
+	gauge(descWork, float64(checks), e.name(), "checks")
+	gauge(descWork, float64(names), e.name(), "names")
 	if revision := e.granted().revision; revision != 0 {
 		gauge(descRevision, float64(revision), e.name())
 	}

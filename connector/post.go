@@ -25,8 +25,10 @@ const maxHeader = 16 << 10
 var errNoControl = errors.New("the edge does not speak this protocol")
 
 // poster posts JSON to an edge on one connection, one message after the other
-// (HTTP/1.1, RFC 9112). It holds no more of an answer than wire.MaxBody and
-// maxHeader. It is one goroutine's, and owns the connection.
+// (HTTP/1.1, RFC 9112), or, with send and receive, the next before the one
+// before is answered. It holds no more of an answer than its bound and
+// maxHeader. It is one goroutine's, but that one may send while another
+// receives; and it owns the connection.
 type poster struct {
 	conn  net.Conn
 	limit *io.LimitedReader
@@ -61,6 +63,14 @@ func (p *poster) post(ctx context.Context, path string, d time.Duration, message
 }
 
 func (p *poster) exchange(path string, message, answer any) error {
+	if err := p.send(path, message); err != nil {
+		return err
+	}
+	return p.receive(wire.MaxBody, func(body io.Reader) error { return wire.Decode(body, answer) })
+}
+
+// send writes one message.
+func (p *poster) send(path string, message any) error {
 	body, err := json.Marshal(message)
 	if err != nil {
 		return err
@@ -71,11 +81,14 @@ func (p *poster) exchange(path string, message, answer any) error {
 	}
 	request.Header.Set("Content-Type", "application/json")
 	request.Header.Set("User-Agent", "") // it says nothing that the message does not
-	if err := request.Write(p.conn); err != nil {
-		return err
-	}
-	p.limit.N = wire.MaxBody + maxHeader
-	response, err := http.ReadResponse(p.in, request)
+	return request.Write(p.conn)
+}
+
+// receive reads the answer to the first message that has none yet, of at most
+// so many bytes.
+func (p *poster) receive(most int64, decode func(body io.Reader) error) error {
+	p.limit.N = most + maxHeader
+	response, err := http.ReadResponse(p.in, nil)
 	if err != nil {
 		return quoted(err)
 	}
@@ -83,7 +96,7 @@ func (p *poster) exchange(path string, message, answer any) error {
 	if response.StatusCode != http.StatusOK {
 		return refused(response)
 	}
-	if err := wire.Decode(response.Body, answer); err != nil {
+	if err := decode(response.Body); err != nil {
 		return quoted(err)
 	}
 	return nil
