@@ -9,8 +9,8 @@
 // it writes, and the tunnel's while it delivers):
 //
 //   - Deliver never blocks. Answers that the stack makes inside it do not wait
-//     when the queue is full: RSTs have room of their own beyond it, ICMP is
-//     dropped and counted. ICMP errors that come in, whose handling takes the
+//     when the queue is full: RSTs have room of their own beyond it, ICMP that
+//     has none is dropped and counted. ICMP errors that come in, whose handling takes the
 //     locks of sockets, are handed to a Deferrer.
 //   - Nothing else is dropped for want of room, so that a sender feels the
 //     tunnel's pace instead of losses. A datagram, but for a small one of a
@@ -168,8 +168,8 @@ func (e *Endpoint) enqueue(pkt *stack.PacketBuffer) {
 		why = WhyNoSession
 	case (tcp || e.queue.waiting.first == nil) && !e.fullLocked(size, tcp):
 	case isReset(pkt) && e.roomLocked(resetRoom, tcp):
-	case isAnswer(pkt):
-		if e.fullLocked(size, tcp) {
+	case isAnswer(pkt): // one that is small and alone has TCP's room
+		if e.fullLocked(size, e.queue.sparse(key, size)) {
 			why = WhyQueueFull
 		}
 	case e.queue.sparse(key, size) && e.roomLocked(sparseRoom, tcp):

@@ -142,3 +142,20 @@ func TestTCPKey(t *testing.T) {
 		}
 	}
 }
+
+// TestPingOverTheMark: what TCP has sent keeps no ping out, but a second one of
+// the same two hosts.
+func TestPingOverTheMark(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 1))
+	e := openEndpoint(t, Config{})
+	for i := range 40 {
+		write(t, e, flowPacket(rng, 100, uint32(i), 60000))
+	}
+	for range 2 {
+		write(t, e, packet(header.ICMPv4ProtocolNumber, 0, []byte("ping")))
+	}
+	write(t, e, packet(header.ICMPv4ProtocolNumber, 0, make([]byte, 2*credit)))
+	if e.Len() != 41 || e.drops.Count(WhyQueueFull) != 2 {
+		t.Errorf("%d wait and %d dropped, want 41 and 2", e.Len(), e.drops.Count(WhyQueueFull))
+	}
+}

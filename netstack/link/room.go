@@ -63,11 +63,11 @@ func (l *waiting) end(w *writer) {
 }
 
 // fullLocked reports whether a packet of size bytes has no room. One packet
-// always fits an empty queue. Those whose writers wait take up none. What the
-// stack's TCP has sent has room up to the bounds, all else up to the mark.
-func (e *Endpoint) fullLocked(size int, tcp bool) bool {
+// always fits an empty queue. Those whose writers wait take up none. beyond says
+// that the mark does not count, only the bounds.
+func (e *Endpoint) fullLocked(size int, beyond bool) bool {
 	maxPackets, maxBytes := e.markPackets, e.markBytes
-	if tcp {
+	if beyond {
 		maxPackets, maxBytes = e.cfg.MaxPackets, e.cfg.MaxBytes
 	}
 	n, bytes := e.queue.count-e.queue.waiting.count, e.queue.bytes-e.queue.waiting.bytes
