@@ -3,6 +3,7 @@ package origin
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -21,39 +22,47 @@ import (
 const groupRange = "/proc/sys/net/ipv4/ping_group_range"
 
 // inNamespace runs f on a thread that has a network namespace to itself, with
-// nothing but its loopback. The thread ends with f.
-func inNamespace(t *testing.T, f func(t *testing.T)) {
+// nothing but its loopback. The thread ends with f. f returns what the machine
+// lacks for it, since the test can be ended here alone.
+func inNamespace(t *testing.T, f func() (missing string)) {
 	t.Helper()
-	done := make(chan struct{})
+	missing := make(chan string)
 	go func() {
-		defer close(done)
 		runtime.LockOSThread() // never unlocked: the thread is spoilt for others
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			t.Logf("making a namespace: %v", err)
+		if err := newNamespace(); err != nil {
+			missing <- fmt.Sprintf("the right to make a network namespace (root): %v", err)
 			return
 		}
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		defer unix.Close(fd)
-		lo, err := unix.NewIfreq("lo")
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		lo.SetUint16(unix.IFF_UP)
-		if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo); err != nil {
-			t.Error(err)
-			return
-		}
-		f(t)
-		f = nil
+		missing <- f()
 	}()
-	<-done
-	if f != nil && !t.Failed() {
-		require.Missing(t, "the right to make a network namespace (root)")
+	if what := <-missing; what != "" {
+		require.Missing(t, "%s", what)
+	}
+}
+
+// newNamespace takes this thread to a network namespace of its own.
+func newNamespace() error {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	lo.SetUint16(unix.IFF_UP)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo)
+}
+
+// allowGroups sets who may ping without a privilege, in this thread's namespace.
+func allowGroups(t *testing.T, groups string) {
+	t.Helper()
+	if err := os.WriteFile(groupRange, []byte(groups), 0); err != nil {
+		t.Errorf("setting %s: %v", groupRange, err)
 	}
 }
 
@@ -62,18 +71,18 @@ func dropRaw(t *testing.T) {
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if err := unix.Capget(&head, &data[0]); err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
 	data[0].Effective &^= 1 << unix.CAP_NET_RAW
 	if err := unix.Capset(&head, &data[0]); err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
 }
 
 // TestKernelPings: both kinds of socket, and what is said where there is
 // neither.
 func TestKernelPings(t *testing.T) {
-	inNamespace(t, func(t *testing.T) {
+	inNamespace(t, func() string {
 		d := New(Spec{Timeout: 5 * time.Second}, Deps{})
 		hosts := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.9.9.9"), netip.MustParseAddr("::1")}
 		for _, kind := range []struct {
@@ -81,17 +90,8 @@ func TestKernelPings(t *testing.T) {
 			open func(netip.Addr) (pingSocket, error)
 			set  func()
 		}{
-			{"raw", openRaw, func() {
-				if err := os.WriteFile(groupRange, []byte("1 0"), 0); err != nil {
-					t.Fatal(err)
-				}
-			}},
-			{"unprivileged", openUnprivileged, func() {
-				if err := os.WriteFile(groupRange, []byte("0 2147483647"), 0); err != nil {
-					t.Fatal(err)
-				}
-				dropRaw(t)
-			}},
+			{"raw", openRaw, func() { allowGroups(t, "1 0") }},
+			{"unprivileged", openUnprivileged, func() { allowGroups(t, "0 2147483647"); dropRaw(t) }},
 		} {
 			kind.set()
 			for _, dst := range hosts {
@@ -116,14 +116,13 @@ func TestKernelPings(t *testing.T) {
 				t.Errorf("%s: canceled: %v", kind.name, err)
 			}
 		}
-		if err := os.WriteFile(groupRange, []byte("1 0"), 0); err != nil {
-			t.Fatal(err)
-		}
+		allowGroups(t, "1 0")
 		for _, dst := range hosts {
 			if _, err := d.Ping(t.Context(), dst); !errors.Is(err, ErrPingForbidden) || !errors.Is(err, netx.ErrUnreachable) {
 				t.Errorf("without a right to ping: %v", err)
 			}
 		}
+		return ""
 	})
 }
 
@@ -131,19 +130,20 @@ func TestKernelPings(t *testing.T) {
 // either kind of socket.
 func TestKernelPingsHearRouters(t *testing.T) {
 	nft := require.Tool(t, "nft", "nftables")
-	inNamespace(t, func(t *testing.T) {
-		if err := os.WriteFile(groupRange, []byte("0 2147483647"), 0); err != nil {
-			t.Fatal(err)
-		}
+	inNamespace(t, func() string {
+		allowGroups(t, "0 2147483647")
 		reject := exec.Command(nft, "-f", "-") // a thread's namespace is its children's
-		reject.Stdin = strings.NewReader(`table inet routers { chain input {
-			type filter hook input priority 0
-			ip daddr 127.9.9.8 icmp type echo-request reject with icmp type host-unreachable
-			ip6 daddr ::1 icmpv6 type echo-request reject with icmpv6 type addr-unreachable
-		} }`)
+		reject.Stdin = strings.NewReader(`
+			table ip routers { chain input { type filter hook input priority 0
+				ip daddr 127.9.9.8 icmp type echo-request reject with icmp type host-unreachable
+			}
+			}
+			table ip6 routers { chain input { type filter hook input priority 0
+				ip6 daddr ::1 icmpv6 type echo-request reject with icmpv6 type addr-unreachable
+			}
+			}`)
 		if out, err := reject.CombinedOutput(); err != nil {
-			t.Logf("nft: %v: %s", err, out)
-			require.Missing(t, "a kernel with nftables")
+			return fmt.Sprintf("a kernel with nftables: %v: %s", err, out)
 		}
 		for name, open := range map[string]func(netip.Addr) (pingSocket, error){"raw": openRaw, "unprivileged": openUnprivileged} {
 			for _, dst := range []string{"127.9.9.8", "::1"} {
@@ -155,5 +155,6 @@ func TestKernelPingsHearRouters(t *testing.T) {
 				}
 			}
 		}
+		return ""
 	})
 }
