@@ -253,7 +253,8 @@ func (h *hook) failed(err error, final bool) {
 }
 
 // pause waits before the next attempt, and reports false if the hook is cut
-// meanwhile.
+// meanwhile. Where Stop is called there is one more attempt at once, and one a
+// second for as long as its grace lasts.
 func (h *hook) pause(attempt int, no *refusal) bool {
 	d := maxPause
 	if attempt < 6 {
@@ -263,10 +264,18 @@ func (h *hook) pause(attempt int, no *refusal) bool {
 	if no != nil {
 		d = max(d, min(no.after, maxRetryAfter))
 	}
+	stopping := h.stopping
+	select {
+	case <-stopping:
+		stopping, d = nil, min(d, firstPause)
+	default:
+	}
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
+		return true
+	case <-stopping:
 		return true
 	case <-h.ctx.Done():
 		return false

@@ -1,7 +1,6 @@
 package events
 
 import (
-	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -301,15 +300,31 @@ func TestStopDrains(t *testing.T) {
 			t.Error("Apply after Stop")
 		}
 	})
-	// In an outage the grace bounds it.
-	s = &site{answer: func(int, call) (int, error) { return 0, errors.New("down") }}
+}
+
+func TestStopInAnOutage(t *testing.T) {
+	s, _ := down()
 	with(t, s, ops, func(t *testing.T, l *Log) {
 		add(l, 1, "pool")
 		after(time.Hour / 2)
+		began, calls := time.Now(), s.count()
+		l.Stop()
+		if took := time.Since(began); took != DefaultGrace {
+			t.Errorf("Stop took %v", took)
+		}
+		if n := s.count() - calls; n < 3 || n > 5 {
+			t.Errorf("%d last attempts, want one at once and one a second", n)
+		}
+	})
+	s, up := down() // and is over, though the next attempt is far
+	with(t, s, ops, func(t *testing.T, l *Log) {
+		add(l, 1, "pool")
+		after(time.Hour / 2)
+		up()
 		began := time.Now()
 		l.Stop()
-		if took := time.Since(began); took > DefaultGrace {
-			t.Errorf("Stop took %v", took)
+		if ids(s.told("")) != "1" || time.Since(began) > 0 {
+			t.Errorf("told %s in %v", ids(s.told("")), time.Since(began))
 		}
 	})
 }
