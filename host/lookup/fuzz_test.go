@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/net/dns/dnsmessage"
 )
 
 func seeds(f *testing.F) {
@@ -81,9 +82,11 @@ func FuzzLookup(f *testing.F) {
 	})
 }
 
-// canned is a conn that answers once.
+// canned is a conn that answers once, to a question for AAAA with other where
+// there is one.
 type canned struct {
 	rest   []byte
+	other  []byte
 	stream bool
 	out    []byte
 }
@@ -93,7 +96,11 @@ func (c *canned) Write(b []byte) (int, error) {
 	if c.stream {
 		id = b[2:]
 	}
-	c.out = append([]byte{id[0], id[1]}, c.rest...)
+	rest := c.rest
+	if q, ok := readQuestion(id); ok && c.other != nil && q.typ == dnsmessage.TypeAAAA {
+		rest = c.other
+	}
+	c.out = append([]byte{id[0], id[1]}, rest...)
 	if c.stream {
 		c.out = append([]byte{byte(len(c.out) >> 8), byte(len(c.out))}, c.out...)
 	}
