@@ -182,13 +182,18 @@ func (e *entry) pause(ttl time.Duration) time.Duration {
 }
 
 // Report is a connector's answer for a private name, with err where it could
-// not resolve it. A name that nobody asked for is passed over, and so is a
-// public one, for which no connector speaks.
+// not resolve it: one that wraps a *net.DNSError with IsNotFound where there is
+// no such name. A name that nobody asked for is passed over, and so is a public
+// one, for which no connector speaks. An error is passed over while an answer
+// is fresh: it is another connector's, whose resolver knows less.
 func (r *Resolver) Report(n Name, addrs []netip.Addr, ttl time.Duration, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	e := r.names[n]
 	if r.stopped || e == nil || n.Network == Public {
+		return
+	}
+	if err != nil && e.Err == nil && time.Now().Before(e.Expires) {
 		return
 	}
 	r.heardLocked(e, addrs, ttl, err)

@@ -272,6 +272,10 @@ func TestPrivateFailures(t *testing.T) {
 		r.Report(db, nil, 0, errServer)
 		want(t, r, db, "", "the server fails")
 		r.Report(db, ips("10.0.0.1"), time.Minute, nil)
+		r.Report(db, nil, 0, errServer) // another connector's
+		r.Report(db, nil, 0, errGone)
+		want(t, r, db, "10.0.0.1", "")
+		after(time.Minute)
 		r.Report(db, nil, 0, errServer)
 		want(t, r, db, "10.0.0.1", "the server fails")
 		after(time.Hour)
@@ -282,8 +286,9 @@ func TestPrivateFailures(t *testing.T) {
 		after(2 * time.Second)
 		want(t, r, db, "", "no such host")
 		r.Report(db, ips("10.0.0.1"), time.Minute, nil)
+		after(time.Minute)
 		r.Report(db, nil, 0, errServer)
-		after(MaxAge + time.Second)
+		after(MaxAge - time.Minute)
 		want(t, r, db, "", "the server fails")
 	})
 }
@@ -383,14 +388,17 @@ func TestAgainstOracle(t *testing.T) {
 			var ttl time.Duration
 			failing := true
 			for range 60 {
-				switch rng.IntN(4) {
-				case 0, 1:
+				fresh := !failing && time.Since(last) < ttl
+				switch verdict := rng.IntN(4); {
+				case verdict <= 1:
 					good = ips(fmt.Sprintf("10.0.0.%d", rng.IntN(3)+1))
 					ttl = time.Duration(rng.IntN(5000)) * time.Second
 					r.Report(db, slices.Clone(good), ttl, nil)
 					ttl = min(max(ttl, time.Second), time.Hour)
 					at, gone, last, failing = time.Now(), time.Time{}, time.Now(), false
-				case 2:
+				case fresh:
+					r.Report(db, nil, 0, []error{errServer, errGone}[verdict-2]) // of no weight
+				case verdict == 2:
 					r.Report(db, nil, 0, errServer)
 					failing = true
 				default:
