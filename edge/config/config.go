@@ -47,7 +47,7 @@ type Config struct {
 	Webhooks   []events.Spec
 	Networks   []Network
 	Connectors []Connector
-	// Monitors name files that are not read yet: see check.Spec.Load.
+	// Monitors name files that are not read yet: see ReadMonitors.
 	Monitors []monitor.Spec
 	// Pools are the declared ones; an endpoint with a Host has no more than the
 	// port in Addr. PoolsWith fills in addresses, and adds the pools of apps

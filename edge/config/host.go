@@ -48,6 +48,8 @@ func (h *hostCheck) run() error {
 	h.key()
 	h.adminSocket()
 	h.flowLog()
+	h.webhooks()
+	h.cfg.readMonitors(h.doc)
 	return h.doc.Err()
 }
 

@@ -145,6 +145,39 @@ func TestHostPlaces(t *testing.T) {
 	wantProblems(t, CheckHost(hostConfig(t, dir, "", fmt.Sprintf("[admin]\nsocket = %q", socket))), `admin.socket: a running edge answers on "`+socket+`"`)
 }
 
+func TestHostFiles(t *testing.T) {
+	dir := privateDir(t)
+	write := func(name, text string, mode os.FileMode) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), mode); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	tables := func(secret, token, ca string) string {
+		return fmt.Sprintf("[[webhook]]\nname = 'w'\nurl = 'https://x.example'\nsecret_file = %q\ntoken_file = %q\n[[monitor]]\nname = 'm'\ntype = 'tls'\nca_file = %q\n",
+			secret, token, ca)
+	}
+	key, token := write("key", strings.Repeat("k", 32)+"\n", 0o600), write("token", "abc\n", 0o600)
+	ca := write("ca.pem", testCA, 0o644)
+	cfg := hostConfig(t, dir, tables(key, token, ca), "")
+	wantProblems(t, CheckHost(cfg))
+	if specs, err := cfg.ReadMonitors(); err != nil || specs[0].Check.CA != testCA || cfg.Monitors[0].Check.CA != "" {
+		t.Errorf("monitors = %+v, %v", specs, err)
+	}
+	cfg = hostConfig(t, dir, tables(key+"-gone", write("open", "abc", 0o644), write("bad.pem", "hello", 0o644)), "")
+	wantProblems(t, CheckHost(cfg),
+		`edge.toml:8: webhook[0].secret_file: "`+key+`-gone": `,
+		`edge.toml:9: webhook[0].token_file: "`+filepath.Join(dir, "open")+`": `,
+		`edge.toml:13: monitor[0].ca_file: reading the ca_file "`+filepath.Join(dir, "bad.pem")+`": no certificate in PEM form`)
+	if _, err := cfg.ReadMonitors(); err == nil || !strings.HasPrefix(err.Error(), "edge.toml:13: monitor[0].ca_file: ") {
+		t.Errorf("reading the monitors: %v", err)
+	}
+	wantProblems(t, CheckHost(hostConfig(t, dir, tables(write("short", "abc", 0o600), token, ca+"-gone"), "")),
+		`webhook[0].secret_file: "`+filepath.Join(dir, "short")+`": the key has 3 bytes`, `monitor[0].ca_file: reading the ca_file: `)
+}
+
 // privateDir is a directory that can be a state directory.
 func privateDir(t *testing.T) string {
 	t.Helper()
@@ -154,3 +187,15 @@ func privateDir(t *testing.T) string {
 	}
 	return dir
 }
+
+// testCA is the certificate of an authority of nobody.
+const testCA = `-----BEGIN CERTIFICATE-----
+MIIBPzCB56ADAgECAgEBMAoGCCqGSM49BAMCMA8xDTALBgNVBAMTBHRlc3QwIBcN
+NzAwMTAxMDAwMDAwWhgPMjA5NjEwMDIwNzA2NDBaMA8xDTALBgNVBAMTBHRlc3Qw
+WTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAQYzhYWbbzpRBsMwgZPgROO6UecBD+b
+FPzkV6rDW38SV0sD1KDhkC15OxRqV6q4y2qovrbqzTPo+FlKQ+968qkOozIwMDAP
+BgNVHRMBAf8EBTADAQH/MB0GA1UdDgQWBBR9yRj8NWm8zr2800vKWGrFch7cjTAK
+BggqhkjOPQQDAgNHADBEAiBGbbbRKDee87SWfFPNDh7RzG1VgFP4quS+Zh9nf9Lv
+jAIgBygO9cQ+w0lWdMiL5gU7pCWHPz9sh6OilgijOUyCeRE=
+-----END CERTIFICATE-----
+`
