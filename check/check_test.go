@@ -18,7 +18,7 @@ import (
 // nothing but the timeout ends.
 const (
 	long  = 20 * time.Second
-	short = 150 * time.Millisecond
+	short = 400 * time.Millisecond
 )
 
 type trial struct {

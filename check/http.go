@@ -32,7 +32,7 @@ var errLongHeaders = fmt.Errorf("its headers are longer than %d KiB", MaxRead>>1
 func (c *Check) http(ctx context.Context, d Dialer, addr netip.AddrPort) Result {
 	host := c.spec.Host
 	if host == "" {
-		host = addr.String()
+		host = netip.AddrPortFrom(addr.Addr().Unmap().WithZone(""), addr.Port()).String()
 	}
 	at := request{method: c.spec.Method, host: host, target: c.spec.Path}
 	var first Result

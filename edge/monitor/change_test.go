@@ -2,11 +2,14 @@ package monitor
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/warrenmesh/warren/check"
 	"github.com/warrenmesh/warren/netstack/netx"
 )
 
@@ -175,6 +178,8 @@ func TestSettle(t *testing.T) {
 func TestPrepareRefuses(t *testing.T) {
 	gopher := pg
 	gopher.Check.Type = "gopher"
+	distrust := pg
+	distrust.Check = check.Spec{Type: check.TypeTLS, CAFile: filepath.Join(t.TempDir(), "missing.pem")}
 	tests := []struct {
 		name   string
 		specs  []Spec
@@ -185,6 +190,7 @@ func TestPrepareRefuses(t *testing.T) {
 		{"no network", []Spec{pg}, Target{"", addr10, "pg"}, "the network or the address is missing"},
 		{"no address", []Spec{pg}, Target{Network: "a", Monitor: "pg"}, "the network or the address is missing"},
 		{"a type of a later release", []Spec{gopher}, target, `unknown type "gopher"; use one of: tcp tls http https udp icmp dns postgres smtp redis`},
+		{"a ca_file that is missing", []Spec{distrust}, target, "reading the ca_file"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -201,6 +207,48 @@ func TestPrepareRefuses(t *testing.T) {
 		})
 	}
 }
+
+// What a ca_file holds is read with each change, and is part of what makes a
+// check the same.
+func TestAChangedCAFileIsAnotherCheck(t *testing.T) {
+	spec := far()
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	spec.Check = check.Spec{Type: check.TypeTLS, CAFile: file}
+	m := New(Deps{Dial: newWorld().dial})
+	defer m.Stop()
+	apply := func(text string) Task {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Apply([]Spec{spec}, []Target{target}); err != nil {
+			t.Fatal(err)
+		}
+		return only(t, m)
+	}
+	first := apply(someCA)
+	if first.Spec.Check.CA != someCA {
+		t.Errorf("the task trusts %q", first.Spec.Check.CA)
+	}
+	if again := apply(someCA); again != first {
+		t.Errorf("unchanged, and yet %+v", again)
+	}
+	if changed := apply(someCA + "\n"); changed.ID == first.ID {
+		t.Error("changed, and yet the same task")
+	}
+}
+
+// someCA is a certificate for nobody.
+const someCA = `-----BEGIN CERTIFICATE-----
+MIIBeTCCAR+gAwIBAgIUazqbSb19YVX2kw8BQP9NkQGqB+IwCgYIKoZIzj0EAwIw
+ETEPMA0GA1UEAwwGbm9ib2R5MCAXDTI2MTEyMjEyMTU0M1oYDzIxMjYxMDI5MTIx
+NTQzWjARMQ8wDQYDVQQDDAZub2JvZHkwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNC
+AASi+PPJJ3Af2qnIP4mRJW7Xa8hL7KNBUnc4oe6f3jcx9J7usnE7oA7miM5JZ5BC
+xY+Bf7JXC7ZCS2RH8JHyCM7lo1MwUTAdBgNVHQ4EFgQUGk+WfXryezTAgRwPSDZA
+LLvvA3cwHwYDVR0jBBgwFoAUGk+WfXryezTAgRwPSDZALLvvA3cwDwYDVR0TAQH/
+BAUwAwEB/zAKBggqhkjOPQQDAgNIADBFAiEA90Zvk7oryy7E3pSgM+aP4SxHvl7r
+lBEP8DaLGhb/g1YCIHVplZ3Iv9Z4+KChJUawNt5ry/oob2B4LxOEqTfKbrMI
+-----END CERTIFICATE-----
+`
 
 func TestSpecValidate(t *testing.T) {
 	tests := []struct {

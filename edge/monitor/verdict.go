@@ -144,7 +144,7 @@ func (v verdict) lastWord() string {
 	if v.lastErr != "" {
 		return v.lastErr
 	}
-	return "the endpoint accepts connections"
+	return "the endpoint passes its check"
 }
 
 // reason is err in the few words that a flow's why has room for.
