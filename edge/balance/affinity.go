@@ -1,6 +1,7 @@
 package balance
 
 import (
+	"hash/maphash"
 	"sync"
 	"time"
 )
@@ -8,11 +9,17 @@ import (
 // table remembers which endpoint each client of one app has. It is bounded:
 // the client that was seen longest ago makes room. Directors that follow each
 // other share it, so what their configurations say comes with each call.
+//
+// It is a chained hash table of its own, and no map: under a flood of sources
+// that come and go a map goes on growing for long.
 type table struct {
+	seed maphash.Seed // secret: a client chooses its address
+
 	mu      sync.Mutex
-	places  map[[16]byte]int32
+	chains  []int32 // first entry of each chain, 0: none; a power of two
 	entries []entry // entry 0 is the ends of the list: next the newest, prev the oldest
 	free    int32   // first of the unused entries, linked by next; 0: none
+	used    int
 }
 
 // entry is one client.
@@ -21,19 +28,34 @@ type entry struct {
 	home       *endpoint
 	standIn    *endpoint // has the client's flows while home is down
 	seen       int64
-	prev, next int32
+	prev, next int32 // in the order of use
+	below      int32 // in its chain
 }
 
 func newTable() *table {
-	return &table{places: make(map[[16]byte]int32), entries: make([]entry, 1)}
+	return &table{seed: maphash.MakeSeed(), chains: make([]int32, 64), entries: make([]entry, 1)}
+}
+
+// chainLocked returns where the chain of a key begins.
+func (t *table) chainLocked(key *[16]byte) *int32 {
+	return &t.chains[maphash.Bytes(t.seed, key[:])&uint64(len(t.chains)-1)]
+}
+
+// findLocked returns the entry of a key, 0 if there is none.
+func (t *table) findLocked(key *[16]byte) int32 {
+	i := *t.chainLocked(key)
+	for i != 0 && t.entries[i].key != *key {
+		i = t.entries[i].below
+	}
+	return i
 }
 
 // get returns the client's endpoints and counts as a use.
 func (t *table) get(key [16]byte, now int64, ttl time.Duration) (home, standIn *endpoint) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	i, ok := t.places[key]
-	if !ok {
+	i := t.findLocked(&key)
+	if i == 0 {
 		return nil, nil
 	}
 	e := &t.entries[i]
@@ -50,15 +72,12 @@ func (t *table) get(key [16]byte, now int64, ttl time.Duration) (home, standIn *
 func (t *table) bind(key [16]byte, now int64, ep *endpoint, standIn bool, most int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	i, ok := t.places[key]
-	if !ok {
-		for len(t.places) >= most {
+	i := t.findLocked(&key)
+	if i == 0 {
+		for t.used >= max(most, 1) {
 			t.removeLocked(t.entries[0].prev)
 		}
-		i = t.takeLocked()
-		t.places[key] = i
-		t.entries[i].key = key
-		t.linkLocked(i)
+		i = t.addLocked(&key)
 	}
 	t.touchLocked(i, now)
 	e := &t.entries[i]
@@ -73,7 +92,7 @@ func (t *table) bind(key [16]byte, now int64, ep *endpoint, standIn bool, most i
 func (t *table) settle(key [16]byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if i, ok := t.places[key]; ok {
+	if i := t.findLocked(&key); i != 0 {
 		t.entries[i].standIn = nil
 	}
 }
@@ -82,25 +101,47 @@ func (t *table) settle(key [16]byte) {
 func (t *table) len() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return len(t.places)
+	return t.used
 }
 
-// takeLocked returns an unused entry, not linked.
-func (t *table) takeLocked() int32 {
-	if i := t.free; i != 0 {
+// addLocked makes an entry for a key that has none.
+func (t *table) addLocked(key *[16]byte) int32 {
+	i := t.free
+	if i != 0 {
 		t.free = t.entries[i].next
-		return i
+	} else {
+		i = int32(len(t.entries))
+		t.entries = append(t.entries, entry{})
 	}
-	t.entries = append(t.entries, entry{})
-	return int32(len(t.entries) - 1)
+	if t.used++; t.used > len(t.chains) {
+		t.chains = make([]int32, 2*len(t.chains))
+		for at := t.entries[0].next; at != 0; at = t.entries[at].next {
+			t.hangLocked(at)
+		}
+	}
+	t.entries[i].key = *key
+	t.hangLocked(i)
+	t.linkLocked(i)
+	return i
+}
+
+// hangLocked puts i into its chain.
+func (t *table) hangLocked(i int32) {
+	first := t.chainLocked(&t.entries[i].key)
+	t.entries[i].below, *first = *first, i
 }
 
 func (t *table) removeLocked(i int32) {
 	e := &t.entries[i]
-	delete(t.places, e.key)
+	at := t.chainLocked(&e.key)
+	for *at != i {
+		at = &t.entries[*at].below
+	}
+	*at = e.below
 	t.unlinkLocked(i)
 	*e = entry{next: t.free}
 	t.free = i
+	t.used--
 }
 
 func (t *table) touchLocked(i int32, now int64) {

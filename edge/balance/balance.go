@@ -112,7 +112,8 @@ type root struct {
 	events  []Event
 }
 
-// now is the time in nanoseconds since the first Director was made.
+// now is the time in nanoseconds since shortly before the first Director was
+// made.
 func (r *root) now() int64 {
 	if r.deps.Now == nil {
 		return int64(time.Since(r.began))
@@ -133,7 +134,7 @@ func (r *root) tell(e Event) {
 	if r.deps.OnEvent == nil {
 		return
 	}
-	e.Time = r.at(max(r.now(), 1))
+	e.Time = r.at(r.now())
 	r.telling.Lock()
 	defer r.telling.Unlock()
 	r.events = append(r.events, e)
@@ -185,10 +186,11 @@ type place struct {
 
 // New builds a Director over pools and apps, which must have passed Validate.
 func New(pools []Spec, apps []App, deps Deps) *Director {
-	r := &root{deps: deps, began: time.Now()}
+	began := time.Now()
 	if deps.Now != nil {
-		r.began = deps.Now()
+		began = deps.Now()
 	}
+	r := &root{deps: deps, began: began.Add(-time.Second)} // so that now is never 0, which means no time
 	return (&Director{root: r}).With(pools, apps)
 }
 

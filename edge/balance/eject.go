@@ -12,7 +12,7 @@ func (p *pool) failed(e *endpoint, err error) {
 	now := s.root.now()
 	e.lost.Add(1)
 	s.mu.Lock()
-	e.lastErr, e.lastErrAt = "", max(now, 1)
+	e.lastErr, e.lastErrAt = "", now
 	if err != nil {
 		e.lastErr = err.Error()
 	}

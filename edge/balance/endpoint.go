@@ -130,5 +130,5 @@ func (a *average) score(now int64) int64 {
 // try claims a trial; only one of several flows gets it.
 func (a *average) try(now int64) bool {
 	trial := a.trial.Load()
-	return (trial == 0 || now-trial >= int64(probeAfter)) && a.trial.CompareAndSwap(trial, max(now, 1))
+	return (trial == 0 || now-trial >= int64(probeAfter)) && a.trial.CompareAndSwap(trial, now)
 }

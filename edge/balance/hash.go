@@ -12,7 +12,7 @@ import (
 // to its own weight and to nothing else, so that one that goes, or comes back,
 // moves only its own clients.
 const (
-	ringPoints    = 256     // of one weight: shares vary by 1/√256, 6 %
+	ringPoints    = 1024    // of one weight: shares vary by 1/√1024, 3 %
 	maxRingPoints = 1 << 18 // beyond, all endpoints have half as many, or a quarter …
 	positionBits  = 40
 	rankBits      = 8

@@ -220,13 +220,13 @@ func (p *pool) noteLocked(e *endpoint, state State, why string, now int64) {
 	if was == state {
 		return
 	}
-	e.state, e.since = state, max(now, 1)
+	e.state, e.since = state, now
 	if was == "" {
 		return
 	}
 	e.rampFrom = 0
 	if state == StateUp && was != StateUnknown {
-		e.rampFrom = max(now, 1)
+		e.rampFrom = now
 	}
 	p.shared.root.tell(Event{Kind: KindEndpoint, Pool: p.spec.Name, Endpoint: e.id, From: was, To: state, Why: why})
 }
@@ -239,7 +239,7 @@ func (p *pool) notePoolLocked(v *view, now int64) {
 	if was == v.state {
 		return
 	}
-	s.state, s.since = v.state, max(now, 1)
+	s.state, s.since = v.state, now
 	if was != "" {
 		s.root.tell(Event{Kind: KindPool, Pool: p.spec.Name, From: was, To: v.state, Why: v.why})
 	}

@@ -116,7 +116,7 @@ func (p *pool) status(now int64) Status {
 			out.EjectedUntil = h.root.at(e.ejectedUntil)
 		}
 		if e.draining {
-			out.DrainingUntil = h.root.at(max(e.keepUntil, 1))
+			out.DrainingUntil = h.root.at(e.keepUntil)
 		}
 		s.Endpoints = append(s.Endpoints, out)
 	}
