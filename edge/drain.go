@@ -60,7 +60,7 @@ func (e *Edge) end(ctx context.Context) error {
 	e.stopping.Store(true)
 	cut := e.ingress.Close(ctx)
 	e.poller.Close()
-	e.monitor.Stop()
+	e.stopDirector()
 	e.dns.StopAccepting()
 	closing, cancel := context.WithTimeout(context.Background(), lastWords)
 	_ = e.dns.Close(closing) // who still sends a query is not waited for

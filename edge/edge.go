@@ -2,11 +2,13 @@
 // flows walk through them. It is composition only; whatever can be decided,
 // counted or parsed is decided, counted and parsed in a room.
 //
-//	path.go        the journey of one flow, on one screen; outcome.go its ends
+//	path.go        the journey of one flow, on one screen; way.go its search for
+//	               an endpoint, outcome.go its ends
 //	reload.go      from one config to the next, all or nothing
 //	networks.go    the virtual networks and their connectors in the tunnel
 //	peers.go       the tunnel as the registry of enrolments sees it
 //	enrollment.go  tokens, enrolment and control, and the operator's side of them
+//	director.go    what the Director and its monitors tell, and are told
 //	drain.go       the ends: drain, stop, force
 //	show.go        what the admin socket shows; connectors.go the connectors in it;
 //	               control.go what it does
@@ -37,9 +39,12 @@ import (
 	"github.com/warrenmesh/warren/edge/admin"
 	"github.com/warrenmesh/warren/edge/config"
 	"github.com/warrenmesh/warren/edge/enroll"
+	"github.com/warrenmesh/warren/edge/events"
 	"github.com/warrenmesh/warren/edge/ingress"
 	"github.com/warrenmesh/warren/edge/monitor"
 	"github.com/warrenmesh/warren/edge/observe"
+	"github.com/warrenmesh/warren/edge/public"
+	"github.com/warrenmesh/warren/edge/resolve"
 	"github.com/warrenmesh/warren/edge/store"
 	"github.com/warrenmesh/warren/edge/wire"
 	"github.com/warrenmesh/warren/host"
@@ -84,6 +89,11 @@ type Edge struct {
 	registry *enroll.Registry
 	ingress  *ingress.Server
 	monitor  *monitor.Monitor
+	events   *events.Log
+	names    *resolve.Resolver
+	public   atomic.Pointer[public.Dialer]
+	work     *work
+	renamed  chan struct{} // capacity 1: the addresses of a name have changed
 	dns      *dnsd.Server
 	zones    dnsd.Current
 	observer *observe.Observer
@@ -103,6 +113,7 @@ type Edge struct {
 
 	mu              sync.Mutex
 	lastReloadError string
+	connectorWas    map[string]string // the state that the last event told of
 }
 
 // Run runs an edge until ctx ends and its flows have, or the grace period. Its
@@ -120,7 +131,7 @@ func Run(ctx context.Context, opts Options) error {
 		return err
 	}
 	defer release()
-	e := &Edge{opts: opts, log: opts.Log, first: cfg, started: time.Now()}
+	e := &Edge{opts: opts, log: opts.Log, first: cfg, started: time.Now(), renamed: make(chan struct{}, 1)}
 	if err := e.open(cfg); err != nil {
 		return err
 	}
@@ -163,6 +174,7 @@ func (e *Edge) open(cfg *config.Config) (err error) {
 			e.tunnel.Close()
 		}
 	}()
+	e.work = newWork(e)
 	if err = e.openRegistry(); err != nil {
 		return err
 	}
@@ -173,11 +185,11 @@ func (e *Edge) open(cfg *config.Config) (err error) {
 	e.poller = relay.NewPoller()
 	e.ingress = ingress.New(e.log, e.walk)
 	e.ingress.Admit = e.admit
-	e.monitor = monitor.New(monitor.Deps{Dial: e.dialCheck, OnChange: e.onHealth})
+	e.openDirector()
 	e.dns = dnsd.New(dnsd.Spec{}, &e.zones, e.log)
 	e.registerMetrics()
 	if _, err = e.enforce(cfg); err != nil {
-		e.monitor.Stop()
+		e.stopDirector()
 		e.ingress.StopAccepting()
 		e.dns.StopAccepting()
 		_ = errors.Join(e.ingress.Close(context.Background()), e.dns.Close(context.Background()))
@@ -211,6 +223,8 @@ func (e *Edge) serve(ctx context.Context) error {
 		select {
 		case <-e.opts.Reload:
 			_, _ = e.reload() // logs its outcome itself
+		case <-e.renamed:
+			e.follow()
 		case <-ctx.Done():
 			return e.drainAndEnd()
 		}
@@ -299,6 +313,8 @@ func (e *Edge) registerMetrics() {
 	m.SetConnectors(e.connectorStates)
 	m.SetEnrollment(e.enrollmentState)
 	m.SetEndpoints(e.endpointStates)
+	m.SetPools(e.poolStates)
+	m.SetWebhooks(e.webhookStates)
 }
 
 func (e *Edge) logReady() {
@@ -318,6 +334,8 @@ func (e *Edge) metricsText() string {
 // onPeer hears of connectors that come and go.
 func (e *Edge) onPeer(p *tunnel.Peer, s tunnel.PeerState) {
 	attrs := []any{"connector", p.Name(), "network", p.NetworkName()}
+	e.connectorEvent(p, s)
+	e.work.stir()
 	switch {
 	case s.Held && s.Alive && !s.KeyShared: // one that serves another edge asks each minute whether the drain is over
 		e.log.Debug("drained connector looks in", attrs...)
@@ -334,17 +352,4 @@ func (e *Edge) onPeer(p *tunnel.Peer, s tunnel.PeerState) {
 	default:
 		e.log.Warn("connector down", append(attrs, "last_heard", s.Heard.Format(time.RFC3339))...)
 	}
-}
-
-// onHealth hears of endpoints that change their state.
-func (e *Edge) onHealth(c monitor.Change) {
-	if now := e.current.Load(); now != nil {
-		now.director.HealthChanged(c.Network, c.Addr, c.Monitor)
-	}
-	level := slog.LevelInfo
-	if c.To == monitor.StateDown {
-		level = slog.LevelWarn
-	}
-	e.log.Log(context.Background(), level, "endpoint "+string(c.To), "network", c.Network, "endpoint", c.Addr.String(),
-		"monitor", c.Monitor, "was", string(c.From), "why", c.Why)
 }

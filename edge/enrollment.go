@@ -39,6 +39,7 @@ func (e *Edge) openRegistry() (err error) {
 	e.nets.init(e.tunnel, e.isDenied)
 	e.registry, err = enroll.New(enroll.Spec{}, enroll.Deps{
 		Store: registryStore{e.store}, Peers: &e.nets, Log: e.log, PublicKey: e.tunnel.PublicKey(),
+		Work: e.work,
 	})
 	return err
 }

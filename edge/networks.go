@@ -186,6 +186,7 @@ func (n *networks) sources(next *config.Config) {
 	for _, spec := range next.Networks {
 		if network := n.get(spec.Name); network != nil {
 			network.SetClientSources(spec.ClientSource)
+			_ = network.SetSteering(spec.Steering, spec.Replicas) // the config's own check is as strict
 		}
 	}
 }

@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/warrenmesh/warren/edge/balance"
+	"github.com/warrenmesh/warren/edge/config"
 	"github.com/warrenmesh/warren/edge/flow"
 	"github.com/warrenmesh/warren/edge/ingress"
 	"github.com/warrenmesh/warren/edge/observe"
@@ -18,18 +18,13 @@ import (
 	"github.com/warrenmesh/warren/netstack/relay"
 )
 
-// The terms of a connect. The private side has connectTimeout for all tries
-// together; it is longer than the connector's own dial, so that its answer is
-// what the edge learns.
-const (
-	connectTimeout = 7 * time.Second
-	connectTries   = 3
-)
-
 // walk is the journey of one flow, from Accept to Done, with one owner:
 //
 //	ingress.Accept → route.Match → policy.Decide → balance.Pick → network.Dial
 //	               → relay.Start → observe.Done
+//
+// Between policy.Decide and relay.Start the flow looks for an endpoint that
+// takes it: way.go.
 //
 // Its goroutine is the owner up to relay.Start. Then the relay is, which needs
 // none while a TCP flow is at rest, until it hands the flow back to finish.
@@ -61,15 +56,14 @@ func (e *Edge) walk(ctx context.Context, in ingress.Accepted) {
 		p.end(flow.StatusDenied, why)
 		return
 	}
-	stop := watchClient(in.Conn, cancel)
-	origin, status, why := e.connect(connecting, now.director, app.steered(offset), f, p)
-	stop()
+	terms := p.terms(app.idle(in.Spec.Network))
+	p.way = &way{e: e, director: now.director, app: app.SteeredAt(offset), flow: f, entry: p.entry}
+	origin, status, why := p.way.find(connecting, in.Conn, app.RetryFirstByte && in.Spec.Network == "tcp", terms)
 	if origin == nil {
 		netx.Abort(in.Conn)
 		p.end(status, why)
 		return
 	}
-	terms := p.terms(app.idle(in.Spec.Network))
 	if in.Spec.Network == "udp" {
 		p.finish(relay.Datagrams(connecting, in.Conn, origin, terms))
 		return
@@ -86,8 +80,8 @@ type passage struct {
 	e     *Edge
 	flow  *flow.Flow
 	entry *observe.Entry
-	done  func()       // of the ingress; nil where the flow ends with its goroutine
-	pick  balance.Pick // what the flow holds of its endpoint, once it is connected
+	done  func() // of the ingress; nil where the flow ends with its goroutine
+	way   *way   // to the endpoint; nil before the flow may have one
 
 	mu     sync.Mutex
 	stream *relay.Stream           // once the relay has the flow
@@ -126,11 +120,13 @@ func (p *passage) terms(idle time.Duration) relay.Options {
 }
 
 // finish takes the flow back from the relay.
-func (p *passage) finish(res relay.Result) { p.end(p.e.ended(p.flow, res)) }
+func (p *passage) finish(res relay.Result) {
+	p.way.leave(res)
+	p.end(p.e.ended(p.flow, res))
+}
 
 // end is the last act of the flow's owner.
 func (p *passage) end(status flow.Status, why string) {
-	p.pick.Release()
 	p.flow.Done(time.Now(), status, why)
 	p.entry.End()
 	if p.done != nil {
@@ -150,59 +146,6 @@ func (e *Edge) admit(spec *ingress.Spec, client netip.Addr) bool {
 	return verdict == policy.Allow
 }
 
-// connect picks endpoints until one accepts. No byte of the client has been
-// read, so a failure costs nothing but time.
-func (e *Edge) connect(ctx context.Context, d *balance.Director, app string, f *flow.Flow, p *passage) (net.Conn, flow.Status, string) {
-	ctx, cancel := context.WithTimeoutCause(ctx, connectTimeout, netx.ErrTimedOut)
-	defer cancel()
-	var (
-		tried  []balance.Endpoint
-		status = flow.StatusNoEndpoint
-		why    string
-	)
-	request := balance.Request{
-		App: app, Client: f.Snapshot().Client.Addr(),
-		Tried: func(ep balance.Endpoint) bool { return slices.Contains(tried, ep) },
-	}
-	for try := range connectTries {
-		if ctx.Err() != nil {
-			status, why = failed(ctx, ctx.Err())
-			break
-		}
-		pick, reason, ok := d.Acquire(ctx, request)
-		if !ok {
-			if try == 0 {
-				why = reason
-			}
-			break
-		}
-		f.Update(func(r *flow.Record) {
-			r.Network, r.Pool, r.Endpoint = pick.Endpoint.Network, pick.Pool, pick.Endpoint.Addr
-		})
-		began := time.Now()
-		conn, connector, err := e.dialFor(ctx, f.Snapshot(), pick.Endpoint)
-		if err == nil {
-			took := time.Since(began)
-			f.Update(func(r *flow.Record) { r.Connector, r.ConnectTime, r.Why = connector, took, reason })
-			pick.Connected(took)
-			p.pick = pick
-			p.entry.Connected(took)
-			return conn, flow.StatusOpen, ""
-		}
-		f.Update(func(r *flow.Record) { r.Connector = connector })
-		switch status, why = failed(ctx, err); status {
-		case flow.StatusClientGone, flow.StatusCut, flow.StatusNoRoute:
-			pick.Canceled() // it says nothing of the endpoint
-		default:
-			pick.Failed(err)
-		}
-		if status != flow.StatusNoRoute || connector == "" {
-			tried = append(tried, pick.Endpoint)
-		} // else the connector was lost, not the endpoint: a replica may serve it
-	}
-	return nil, status, why
-}
-
 // dial opens one flow of the edge's own to a private endpoint and says through
 // which connector.
 func (e *Edge) dial(ctx context.Context, network, proto string, addr netip.AddrPort) (net.Conn, string, error) {
@@ -212,6 +155,10 @@ func (e *Edge) dial(ctx context.Context, network, proto string, addr netip.AddrP
 // dialFor is dial for a client's flow, which may come from the client's own
 // address; not from one of this machine's, where a program of it is the client.
 func (e *Edge) dialFor(ctx context.Context, r flow.Record, to balance.Endpoint) (net.Conn, string, error) {
+	if to.Network == config.Public {
+		conn, err := e.public.Load().DialContext(ctx, r.Proto, to.Addr)
+		return conn, "", err
+	}
 	n := e.network(to.Network)
 	if n == nil {
 		return nil, "", fmt.Errorf("dialling %q in network %q: %w", to.Addr, to.Network, netx.ErrNoRoute)

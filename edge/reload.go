@@ -1,7 +1,6 @@
 package edge
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -14,9 +13,11 @@ import (
 	"github.com/warrenmesh/warren/edge/balance"
 	"github.com/warrenmesh/warren/edge/config"
 	"github.com/warrenmesh/warren/edge/enroll"
+	"github.com/warrenmesh/warren/edge/events"
 	"github.com/warrenmesh/warren/edge/ingress"
 	"github.com/warrenmesh/warren/edge/monitor"
 	"github.com/warrenmesh/warren/edge/policy"
+	"github.com/warrenmesh/warren/edge/public"
 	"github.com/warrenmesh/warren/edge/route"
 )
 
@@ -28,6 +29,7 @@ type snapshot struct {
 	since    time.Time
 	apps     map[string]*app
 	routes   *route.Table[*app]
+	pools    []balance.Spec // with the addresses that names have
 	director *balance.Director
 }
 
@@ -45,44 +47,14 @@ func (a *app) idle(proto string) time.Duration {
 	return a.TCPIdle
 }
 
-// steered is the name that the Director knows the app by, for a listener with
-// that offset.
-func (a *app) steered(offset uint16) string {
-	if a.Origin == nil {
-		return a.Name
-	}
-	return a.PoolsAt(offset)[0]
-}
-
-// steering is how each app steers between its pools. An app with an origin is
-// one for each of its ports, with the pool of that name.
-func steering(cfg *config.Config) []balance.App {
-	var apps []balance.App
-	for _, a := range cfg.Apps {
-		if a.Origin != nil {
-			for offset := range a.Origin.Size() {
-				name := a.PoolsAt(uint16(offset))[0]
-				apps = append(apps, balance.App{Name: name, Pools: []balance.Choice{{Pool: name, Weight: 1}}})
-			}
-			continue
-		}
-		next := balance.App{Name: a.Name, Steering: a.Steering}
-		for _, pool := range a.Pools {
-			next.Pools = append(next.Pools, balance.Choice{Pool: pool, Weight: 1})
-		}
-		apps = append(apps, next)
-	}
-	return apps
-}
-
 // build makes the snapshot that follows previous (nil: the first).
 func (e *Edge) build(cfg *config.Config, previous *snapshot) (*snapshot, error) {
-	next := &snapshot{cfg: cfg, revision: 1, since: time.Now(), apps: make(map[string]*app)}
+	next := &snapshot{cfg: cfg, revision: 1, since: time.Now(), apps: make(map[string]*app), pools: cfg.PoolsWith(e.addressesOf)}
 	if previous != nil {
 		next.revision = previous.revision + 1
-		next.director = previous.director.With(cfg.AllPools(), steering(cfg))
+		next.director = previous.director.With(next.pools, cfg.BalanceApps())
 	} else {
-		next.director = balance.New(cfg.AllPools(), steering(cfg), balance.Deps{Health: e.monitor})
+		next.director = balance.New(next.pools, cfg.BalanceApps(), balance.Deps{Health: e.monitor, OnEvent: e.onSteering})
 	}
 	var listeners []route.Listener[*app]
 	for _, c := range cfg.Apps {
@@ -152,7 +124,7 @@ func (e *Edge) enforce(cfg *config.Config) (outcome, error) {
 	if len(problems) > 0 {
 		return outcome{}, problems[0]
 	}
-	p, err := e.prepare(cfg)
+	p, err := e.prepare(cfg, next.pools)
 	if err != nil {
 		return outcome{}, err
 	}
@@ -160,6 +132,7 @@ func (e *Edge) enforce(cfg *config.Config) (outcome, error) {
 	e.current.Store(next)
 	e.zones.Publish(zones)
 	p.commit()
+	next.refresh()
 	p.done.changes = append(p.done.changes, difference(previous, next)...)
 	return p.done, nil
 }
@@ -171,26 +144,28 @@ const settleTime = 3 * time.Second
 // prepared is what each room has ready for the next config.
 type prepared struct {
 	e         *Edge
+	cfg       *config.Config
 	first     bool
 	members   enroll.Spec
 	nets      *netChange
 	listeners *ingress.Change
 	dns       *dnsd.Change
 	checks    *monitor.Pending
+	webhooks  *events.Pending
 	done      outcome
 }
 
 // prepare lets every room prepare cfg. On failure each has rolled back.
-func (e *Edge) prepare(cfg *config.Config) (*prepared, error) {
-	p := &prepared{e: e, first: e.current.Load() == nil}
-	if err := p.all(cfg); err != nil {
+func (e *Edge) prepare(cfg *config.Config, pools []balance.Spec) (*prepared, error) {
+	p := &prepared{e: e, cfg: cfg, first: e.current.Load() == nil}
+	if err := p.all(cfg, pools); err != nil {
 		p.rollback()
 		return nil, err
 	}
 	return p, nil
 }
 
-func (p *prepared) all(cfg *config.Config) (err error) {
+func (p *prepared) all(cfg *config.Config, pools []balance.Spec) (err error) {
 	p.members = enrollSpec(cfg)
 	if err = p.e.registry.Check(p.members); err != nil {
 		return err
@@ -204,7 +179,15 @@ func (p *prepared) all(cfg *config.Config) (err error) {
 	if p.dns, err = p.e.dns.Prepare(cfg.DNS.Server); err != nil {
 		return err
 	}
-	p.checks, err = p.e.monitor.Prepare(cfg.Monitors, targets(cfg))
+	if p.webhooks, err = p.e.events.Prepare(cfg.Webhooks); err != nil {
+		return err
+	}
+	for _, w := range cfg.Webhooks {
+		for _, text := range w.Warnings() {
+			p.warn(fmt.Sprintf("webhook %q: %s", w.Name, text))
+		}
+	}
+	p.checks, err = p.e.monitor.Prepare(cfg.Monitors, config.Targets(pools))
 	return err
 }
 
@@ -220,6 +203,9 @@ func (e *Edge) listenersOf(cfg *config.Config) []ingress.Spec {
 func (p *prepared) rollback() {
 	if p.checks != nil {
 		p.checks.Rollback()
+	}
+	if p.webhooks != nil {
+		p.webhooks.Rollback()
 	}
 	if p.dns != nil {
 		p.dns.Rollback()
@@ -239,9 +225,7 @@ func (p *prepared) settle() {
 	if p.first {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), settleTime)
-	defer cancel()
-	if n := p.checks.Settle(ctx); n > 0 {
+	if n := settleChecks(p.checks); n > 0 {
 		p.warn(fmt.Sprintf("new endpoints of which no check has told anything yet, so that they count as down: %d", n))
 	}
 }
@@ -258,7 +242,10 @@ func (p *prepared) commit() {
 	changes, failed := p.nets.commit()
 	p.done.changes = changes
 	p.e.registry.Apply(p.members)
+	p.e.public.Store(public.New(publicSpec(p.cfg)))
 	p.checks.Commit()
+	p.webhooks.Commit()
+	p.e.wantNames(p.cfg.Names())
 	p.listeners.Commit()
 	for _, err := range append(failed, p.dns.Commit()) {
 		if err != nil {
@@ -266,20 +253,6 @@ func (p *prepared) commit() {
 		}
 	}
 	p.e.observer.Metrics.SetApps(p.e.current.Load().appNames())
-}
-
-// targets are the endpoints of cfg that are monitored.
-func targets(cfg *config.Config) []monitor.Target {
-	var all []monitor.Target
-	for _, pool := range cfg.AllPools() {
-		if pool.Monitor == "" {
-			continue
-		}
-		for _, ep := range pool.Endpoints {
-			all = append(all, monitor.Target{Network: ep.Network, Addr: ep.Addr, Monitor: pool.Monitor})
-		}
-	}
-	return all
 }
 
 // unchangeable refuses a config that changes what is bound to the process: the
@@ -296,6 +269,7 @@ func unchangeable(running, next *config.Config) error {
 		{"wireguard.inner_sources", running.WireGuard.InnerSources, next.WireGuard.InnerSources},
 		{"admin.socket", running.Admin.Socket, next.Admin.Socket},
 		{"metrics.listen", running.Metrics, next.Metrics},
+		{"events.ring", running.Events.Ring, next.Events.Ring},
 		{"log", running.Log, next.Log},
 	} {
 		if s.old != s.new_ {
@@ -324,6 +298,7 @@ func difference(previous, next *snapshot) []string {
 	was, is := previous.cfg, next.cfg
 	out = append(out, changed("app", was.Apps, is.Apps, func(a config.App) string { return a.Name })...)
 	out = append(out, changed("pool", was.Pools, is.Pools, func(p balance.Spec) string { return p.Name })...)
+	out = append(out, changed("webhook", was.Webhooks, is.Webhooks, func(w events.Spec) string { return w.Name })...)
 	out = append(out, changed("monitor", was.Monitors, is.Monitors, func(m monitor.Spec) string { return m.Name })...)
 	for _, n := range is.Networks { // that one came or went, networks.go tells
 		i := slices.IndexFunc(was.Networks, func(o config.Network) bool { return o.Name == n.Name })
@@ -333,6 +308,9 @@ func difference(previous, next *snapshot) []string {
 	}
 	if was.Enrollment != is.Enrollment {
 		out = append(out, "enrollment changed")
+	}
+	if !reflect.DeepEqual(was.Public, is.Public) {
+		out = append(out, "public changed")
 	}
 	if !slices.Equal(was.WireGuard.Advertise, is.WireGuard.Advertise) {
 		out = append(out, "wireguard.advertise changed")

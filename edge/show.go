@@ -1,7 +1,6 @@
 package edge
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/warrenmesh/warren/edge/admin/client"
 	"github.com/warrenmesh/warren/edge/balance"
+	"github.com/warrenmesh/warren/edge/config"
 	"github.com/warrenmesh/warren/edge/flow"
 	"github.com/warrenmesh/warren/edge/monitor"
 	"github.com/warrenmesh/warren/edge/observe"
@@ -94,62 +94,6 @@ func (e *Edge) Networks() []client.Network {
 	return out
 }
 
-// Pools implements admin.Source: the declared pools, not those of origins.
-func (e *Edge) Pools() []client.Pool {
-	now := e.current.Load()
-	checks := map[monitor.Target]monitor.Result{}
-	for _, r := range e.monitor.Snapshot() {
-		checks[r.Target] = r
-	}
-	flows := e.flowsByEndpoint()
-	users := map[string][]string{}
-	for _, name := range now.appNames() {
-		for _, pool := range now.apps[name].Pools {
-			users[pool] = append(users[pool], name)
-		}
-	}
-	var out []client.Pool
-	for _, s := range now.director.Pools() {
-		if !slices.ContainsFunc(now.cfg.Pools, func(p balance.Spec) bool { return p.Name == s.Spec.Name }) {
-			continue
-		}
-		pool := client.Pool{
-			Name: s.Spec.Name, Steering: s.Spec.Steering, Monitor: s.Spec.Monitor, State: string(s.State),
-			Apps: users[s.Spec.Name], Endpoints: []client.Endpoint{},
-		}
-		for _, ep := range s.Endpoints {
-			pool.Network = ep.Endpoint.Network
-			pool.Endpoints = append(pool.Endpoints, showEndpoint(ep, s.Spec.Monitor, checks, flows))
-		}
-		out = append(out, pool)
-	}
-	return out
-}
-
-func showEndpoint(ep balance.EndpointStatus, check string, checks map[monitor.Target]monitor.Result, flows map[balance.Endpoint]int) client.Endpoint {
-	out := client.Endpoint{
-		Network: ep.Endpoint.Network, Address: ep.Endpoint.Addr.String(),
-		State: client.EndpointUnmonitored, Why: ep.Why, Flows: flows[ep.Endpoint],
-	}
-	r, ok := checks[monitor.Target{Network: ep.Endpoint.Network, Addr: ep.Endpoint.Addr, Monitor: check}]
-	if !ok {
-		return out
-	}
-	out.State, out.Why, out.LastError = string(r.State), r.Why, r.LastError
-	out.RTTMillis, out.Since, out.Checked = millis(r.RTT), r.Since, r.Checked
-	return out
-}
-
-// flowsByEndpoint counts the open flows.
-func (e *Edge) flowsByEndpoint() map[balance.Endpoint]int {
-	counts := map[balance.Endpoint]int{}
-	e.observer.Table.Each(func(r flow.Record) bool {
-		counts[balance.Endpoint{Network: r.Network, Addr: r.Endpoint}]++
-		return true
-	})
-	return counts
-}
-
 // Apps implements admin.Source.
 func (e *Edge) Apps() []client.App {
 	now := e.current.Load()
@@ -202,8 +146,12 @@ func (e *Edge) countEndpoints(shown *client.App, a *app, pools map[string]balanc
 	}
 }
 
-// served reports whether a live connector serves the endpoint.
+// served reports whether a live connector serves the endpoint, or the edge
+// itself does.
 func (e *Edge) served(ep balance.Endpoint) bool {
+	if ep.Network == config.Public {
+		return true
+	}
 	n := e.network(ep.Network)
 	return n != nil && n.Pick(ep.Addr.Addr()) != nil
 }
@@ -260,12 +208,6 @@ func (e *Edge) endpointStates() []observe.EndpointState {
 		})
 	}
 	return out
-}
-
-// dialCheck is how monitors reach endpoints: as flows do.
-func (e *Edge) dialCheck(ctx context.Context, network, proto string, addr netip.AddrPort) (net.Conn, error) {
-	conn, _, err := e.dial(ctx, network, proto, addr)
-	return conn, err
 }
 
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -90,13 +90,3 @@ func newApp(p *program) *cobra.Command {
 	c.AddCommand(n.newList(p), n.newShow(p))
 	return c
 }
-
-func newPool(p *program) *cobra.Command {
-	n := noun[client.Pool]{
-		word: "pool", fetch: (*client.Client).Pools, list: p.printPools, show: p.printPool,
-		name: func(v client.Pool) string { return v.Name },
-	}
-	c := &cobra.Command{Use: "pool", Short: "List the pools of a running edge"}
-	c.AddCommand(n.newList(p), n.newShow(p))
-	return c
-}

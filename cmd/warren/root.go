@@ -38,7 +38,7 @@ Begin with:
 	root.AddCommand(
 		demo.Command(),
 		newEdge(p), newConnector(p), newToken(p),
-		newStatus(p), newNetwork(p), newApp(p), newPool(p), newFlow(p), newProbe(p),
+		newStatus(p), newNetwork(p), newApp(p), newPool(p), newPools(p), newFlow(p), newEvent(p), newProbe(p),
 		newGenkey(p), newPubkey(p), newVersion(p),
 	)
 	checkUsage(root)

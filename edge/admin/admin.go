@@ -34,6 +34,9 @@ type Source interface {
 	Connectors() []client.Connector
 	// Flows returns the open flows that q selects. q.Limit is within bounds.
 	Flows(q client.FlowQuery) client.FlowList
+	// Events returns up to limit of the events after the one with that id,
+	// oldest first; after 0, the latest.
+	Events(after uint64, limit int) client.EventList
 }
 
 // Control is what the edge does when asked. An error that is, or wraps, a
@@ -51,6 +54,10 @@ type Control interface {
 	Reload(ctx context.Context) (client.ReloadResult, error)
 	// Drain begins or ends a drain, and returns at once.
 	Drain(ctx context.Context, r client.DrainRequest) (client.DrainResult, error)
+	// DrainEndpoint begins or ends the drain of one endpoint of a pool, and
+	// returns the pool as it is then. Clients with affinity to it may come
+	// back for keep.
+	DrainEndpoint(pool string, addr netip.AddrPort, keep time.Duration, off bool) (client.Pool, error)
 	Enrollment
 }
 

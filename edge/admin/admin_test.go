@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -34,9 +35,12 @@ type edge struct {
 	networks   []client.Network
 	connectors []client.Connector
 	flows      client.FlowList
+	events     client.EventList
 
 	mu     sync.Mutex
 	query  client.FlowQuery
+	after  uint64 // of the last question for events
+	limit  int
 	killed []uint64
 	asked  []string // of Enrollment, in words
 	token  client.TokenRequest
@@ -56,6 +60,23 @@ func (e *edge) Flows(q client.FlowQuery) client.FlowList {
 	defer e.mu.Unlock()
 	e.query = q
 	return e.flows
+}
+
+func (e *edge) Events(after uint64, limit int) client.EventList {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.after, e.limit = after, limit
+	return e.events
+}
+
+func (e *edge) DrainEndpoint(pool string, addr netip.AddrPort, keep time.Duration, off bool) (client.Pool, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.asked = append(e.asked, fmt.Sprintf("drain %s of %s, keep %s, off %v", addr, pool, keep, off))
+	if pool != "db pool" {
+		return client.Pool{}, &client.Error{Code: client.CodeNotFound, Message: fmt.Sprintf("there is no pool %q", pool)}
+	}
+	return client.Pool{Name: pool}, nil
 }
 
 func (e *edge) KillFlow(id uint64) bool {

@@ -20,16 +20,18 @@ import (
 // test.
 func (s *Server) Handler() http.Handler {
 	routes := map[string]map[string]http.HandlerFunc{
-		"/v1/status":     {http.MethodGet: show(s.source.Status)},
-		"/v1/apps":       {http.MethodGet: show(list(s.source.Apps))},
-		"/v1/pools":      {http.MethodGet: show(list(s.source.Pools))},
-		"/v1/networks":   {http.MethodGet: show(list(s.source.Networks))},
-		"/v1/connectors": {http.MethodGet: show(list(s.source.Connectors))},
-		"/v1/flows":      {http.MethodGet: s.flows},
-		"/v1/flows/{id}": {http.MethodDelete: s.killFlow},
-		"/v1/probe":      {http.MethodPost: s.probe},
-		"/v1/reload":     {http.MethodPost: s.reload},
-		"/v1/drain":      {http.MethodPost: s.drain},
+		"/v1/status":             {http.MethodGet: show(s.source.Status)},
+		"/v1/apps":               {http.MethodGet: show(list(s.source.Apps))},
+		"/v1/pools":              {http.MethodGet: show(list(s.source.Pools))},
+		"/v1/pools/{name}/drain": {http.MethodPost: s.drainEndpoint},
+		"/v1/networks":           {http.MethodGet: show(list(s.source.Networks))},
+		"/v1/connectors":         {http.MethodGet: show(list(s.source.Connectors))},
+		"/v1/flows":              {http.MethodGet: s.flows},
+		"/v1/flows/{id}":         {http.MethodDelete: s.killFlow},
+		"/v1/events":             {http.MethodGet: s.events},
+		"/v1/probe":              {http.MethodPost: s.probe},
+		"/v1/reload":             {http.MethodPost: s.reload},
+		"/v1/drain":              {http.MethodPost: s.drain},
 	}
 	maps.Copy(routes, s.enrollmentRoutes())
 	mux := http.NewServeMux()

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -45,6 +46,11 @@ type appTable struct {
 	// Affinity leads the flows of one client to one endpoint. Default: each
 	// flow is steered by itself.
 	Affinity *affinityTable `toml:"affinity"`
+	// Retry says up to when another endpoint is tried for a TCP connection:
+	// connect, until one has accepted; first_byte, until one has answered, which
+	// is told again what the client has said (16 KiB at most), and so is for
+	// requests that may arrive twice. Default: connect.
+	Retry string `toml:"retry" default:"connect" oneof:"connect first_byte"`
 	// Allow are the sources that may connect; where it is present, all others
 	// are denied. Default: everyone.
 	Allow []netip.Prefix `toml:"allow"`
@@ -93,6 +99,9 @@ type affinityTable struct {
 func (a *appTable) Validate(doc *strict.Doc, path string) {
 	checkName(doc, path+".name", a.Name)
 	a.checkListen(doc, path)
+	if a.Retry == "first_byte" && len(a.Listen) > 0 && !slices.ContainsFunc(a.Listen, func(p Ports) bool { return p.Network != "udp" }) {
+		doc.Add(path+".retry", "it is for TCP, and the app listens on UDP alone", "remove it")
+	}
 	if doc.Has(path+".allow") && len(a.Allow) == 0 && !doc.Bad(path+".allow") {
 		doc.Add(path+".allow", "an empty list denies everyone", "remove it, or list who may connect")
 	}
@@ -154,6 +163,8 @@ type App struct {
 	PoolWeights map[string]int
 	Fallback    string
 	Affinity    balance.Affinity
+	// RetryFirstByte lets another endpoint be tried until one has answered.
+	RetryFirstByte bool
 	// Allow and Deny are the policy; Allow nil allows everyone.
 	Allow, Deny []netip.Prefix
 	TCPIdle     time.Duration
@@ -204,7 +215,7 @@ func (l *loader) buildApps() {
 	for i, t := range l.file.App {
 		a := App{
 			Name: t.Name, Pools: t.Pools, Steering: t.Steering, PoolWeights: t.PoolWeights, Fallback: t.Fallback,
-			Allow: t.Allow, Deny: t.Deny, TCPIdle: t.TCPIdle, UDPIdle: t.UDPIdle,
+			RetryFirstByte: t.Retry == "first_byte", Allow: t.Allow, Deny: t.Deny, TCPIdle: t.TCPIdle, UDPIdle: t.UDPIdle,
 		}
 		if t.Origin != (Origin{}) {
 			a.Origin = &t.Origin

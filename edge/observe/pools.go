@@ -30,10 +30,10 @@ type PoolEndpoint struct {
 
 // WebhookState is what a webhook was told, in events.
 type WebhookState struct {
-	Webhook                     string
-	Delivered, Dropped, Expired uint64
-	FailedAttempts              uint64
-	Waiting                     int
+	Webhook                               string
+	Delivered, Dropped, Expired, Rejected uint64
+	FailedAttempts                        uint64
+	Waiting                               int
 }
 
 // SetPools sets the function that is asked for the pools at each scrape.
@@ -67,7 +67,7 @@ func newPools() *pools {
 		connect:  desc("warren_pool_endpoint_connect_seconds", "Moving average of the time that the endpoint takes to accept.", endpoint...),
 		ejected:  desc("warren_pool_endpoint_ejected", "1 while the endpoint is out for connects that failed in a row.", endpoint...),
 
-		hookEvents:         desc("warren_webhook_events_total", "Events by what became of them: delivered, dropped for want of room, expired.", "webhook", "result"),
+		hookEvents:         desc("warren_webhook_events_total", "Events by what became of them: delivered, dropped for want of room, expired, rejected by it.", "webhook", "result"),
 		hookFailedAttempts: desc("warren_webhook_failed_attempts_total", "Attempts to deliver that failed.", "webhook"),
 		hookWaitingDesc:    desc("warren_webhook_waiting_events", "Events that wait to be delivered.", "webhook"),
 	}
@@ -102,6 +102,7 @@ func (p *pools) Collect(out chan<- prometheus.Metric) {
 			emit(p.hookEvents, prometheus.CounterValue, float64(h.Delivered), h.Webhook, "delivered")
 			emit(p.hookEvents, prometheus.CounterValue, float64(h.Dropped), h.Webhook, "dropped")
 			emit(p.hookEvents, prometheus.CounterValue, float64(h.Expired), h.Webhook, "expired")
+			emit(p.hookEvents, prometheus.CounterValue, float64(h.Rejected), h.Webhook, "rejected")
 			emit(p.hookFailedAttempts, prometheus.CounterValue, float64(h.FailedAttempts), h.Webhook)
 			emit(p.hookWaitingDesc, prometheus.GaugeValue, float64(h.Waiting), h.Webhook)
 		}

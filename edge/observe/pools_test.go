@@ -17,7 +17,7 @@ func TestMetricsOfPools(t *testing.T) {
 		}}}
 	})
 	m.SetWebhooks(func() []WebhookState {
-		return []WebhookState{{Webhook: "ops", Delivered: 6, Dropped: 7, Expired: 8, FailedAttempts: 9, Waiting: 10}}
+		return []WebhookState{{Webhook: "ops", Delivered: 6, Dropped: 7, Expired: 8, Rejected: 11, FailedAttempts: 9, Waiting: 10}}
 	})
 	berlin, tokyo := `{endpoint="10.0.0.10:5432",network="berlin",pool="db"}`, `{endpoint="10.0.0.10:5432",network="tokyo",pool="db"}`
 	want := map[string]float64{
@@ -38,6 +38,7 @@ func TestMetricsOfPools(t *testing.T) {
 		`warren_webhook_events_total{result="delivered",webhook="ops"}`: 6,
 		`warren_webhook_events_total{result="dropped",webhook="ops"}`:   7,
 		`warren_webhook_events_total{result="expired",webhook="ops"}`:   8,
+		`warren_webhook_events_total{result="rejected",webhook="ops"}`:  11,
 		`warren_webhook_failed_attempts_total{webhook="ops"}`:           9,
 		`warren_webhook_waiting_events{webhook="ops"}`:                  10,
 	}

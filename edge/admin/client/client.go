@@ -63,11 +63,6 @@ func (c *Client) Apps(ctx context.Context) ([]App, error) {
 	return call[[]App](ctx, c, http.MethodGet, "/v1/apps", nil)
 }
 
-// Pools returns the pools, sorted by name.
-func (c *Client) Pools(ctx context.Context) ([]Pool, error) {
-	return call[[]Pool](ctx, c, http.MethodGet, "/v1/pools", nil)
-}
-
 // Networks returns the networks, sorted by name.
 func (c *Client) Networks(ctx context.Context) ([]Network, error) {
 	return call[[]Network](ctx, c, http.MethodGet, "/v1/networks", nil)

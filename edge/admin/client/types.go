@@ -59,46 +59,6 @@ type App struct {
 	Why         string `json:"why,omitempty"` // why nothing can be picked, empty while something can
 }
 
-// State of a pool. An unmonitored one counts every endpoint as up.
-const (
-	PoolHealthy     = "healthy"
-	PoolDegraded    = "degraded"
-	PoolDown        = "down"
-	PoolUnmonitored = "unmonitored"
-)
-
-// Pool is one element of GET /v1/pools, sorted by name.
-type Pool struct {
-	Name      string     `json:"name"`
-	Network   string     `json:"network"`
-	Steering  string     `json:"steering"`
-	Monitor   string     `json:"monitor,omitempty"` // empty: not monitored
-	State     string     `json:"state"`             // healthy, degraded, down or unmonitored
-	Apps      []string   `json:"apps,omitempty"`    // that use it
-	Endpoints []Endpoint `json:"endpoints"`         // in the order of the configuration
-}
-
-// State of an endpoint.
-const (
-	EndpointUp          = "up"
-	EndpointDown        = "down"
-	EndpointUnknown     = "unknown"     // not checked yet, or no connector to check through; counts as down
-	EndpointUnmonitored = "unmonitored" // counts as up
-)
-
-// Endpoint is one endpoint of a Pool.
-type Endpoint struct {
-	Network   string    `json:"network"`
-	Address   string    `json:"address"`
-	State     string    `json:"state"` // up, down, unknown or unmonitored
-	Why       string    `json:"why,omitempty"`
-	LastError string    `json:"last_error,omitempty"` // of the last check
-	RTTMillis float64   `json:"rtt_ms,omitempty"`     // connect time of the last good check
-	Since     time.Time `json:"since,omitzero"`       // when State was entered
-	Checked   time.Time `json:"checked,omitzero"`     // when the last check ended
-	Flows     int       `json:"flows"`
-}
-
 // Network is one element of GET /v1/networks, sorted by name.
 type Network struct {
 	Name         string   `json:"name"`
