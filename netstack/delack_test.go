@@ -137,8 +137,8 @@ func TestOpeningGoesWithData(t *testing.T) {
 		if _, err := readFull(b, 1); err != nil {
 			t.Fatal(err)
 		}
-		if _, whole := up.counts(); whole > 2 { // the SYN, and the data
-			t.Errorf("%d packets for a handshake and a message", whole)
+		if pure, _ := up.counts(); pure > 0 { // not all: the RST of the dial before may be late
+			t.Error("the handshake was ended by a packet of its own")
 		}
 		netx.Abort(a)
 	}
