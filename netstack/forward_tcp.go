@@ -212,12 +212,12 @@ func (r *TCPRequest) Accept() (*TCPConn, error) {
 	r.answered = true
 	wq := new(waiter.Queue)
 	established := make(chan struct{})
-	ctx, cancel := context.WithTimeout(r.nic.ctx, acceptTimeout)
-	stop := context.AfterFunc(ctx, func() { r.abortHandshake(established) })
+	abort := func() { r.abortHandshake(established) }
+	stop, late := context.AfterFunc(r.nic.ctx, abort), time.AfterFunc(acceptTimeout, abort)
 	ep, terr := r.inner.CreateEndpoint(wq)
 	close(established)
 	stop()
-	cancel()
+	late.Stop()
 	// First gVisor forgets the request, then we do: between the two a
 	// duplicate SYN still finds one of them.
 	r.inner.Complete(false)
