@@ -77,6 +77,7 @@ type Dialer struct {
 	guard    Guard
 	resolver Resolver
 	net      NetDialer
+	kernel   bool // net is the machine's own
 	pinger   Pinger
 
 	pings atomic.Int32 // under way
@@ -100,7 +101,7 @@ func New(spec Spec, deps Deps) *Dialer {
 		d.resolver = net.DefaultResolver
 	}
 	if d.net == nil {
-		d.net = &net.Dialer{KeepAlive: spec.KeepAlive}
+		d.net, d.kernel = &net.Dialer{KeepAlive: spec.KeepAlive}, true
 	}
 	if d.pinger == nil {
 		d.pinger = kernelPinger{}
@@ -118,10 +119,15 @@ var _ netx.Dialer = (*Dialer)(nil)
 // error names both addresses and wraps netx.ErrRefused, ErrUnreachable or
 // ErrTimedOut; only an end of ctx is none of them. The caller closes the conn.
 func (d *Dialer) DialContext(ctx context.Context, proto string, dst netip.AddrPort) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, d.timeout)
-	defer cancel()
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
 	to, ok := d.aliases[Service{Proto: proto, Addr: dst}]
+	if !ok && d.kernel {
+		ctx = until{ctx, time.Now().Add(d.timeout)}
+	} else {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, d.timeout)
+		defer cancel()
+	}
 	if !ok {
 		conn, err := d.dial(ctx, proto, dst)
 		if err != nil {
@@ -134,6 +140,22 @@ func (d *Dialer) DialContext(ctx context.Context, proto string, dst netip.AddrPo
 		return nil, &Error{What: fmt.Sprintf("dialling \"%s/%s\" as %q", proto, dst, to), Class: classify(ctx, err), Err: reason(err)}
 	}
 	return conn, nil
+}
+
+// until is a context for a net.Dialer that has no name to resolve: it tells of a
+// deadline, which the Dialer itself sets on its socket, but does not end then.
+// context.WithTimeout would arm a timer more for each dial.
+type until struct {
+	context.Context
+	at time.Time
+}
+
+// Deadline implements context.Context.
+func (u until) Deadline() (time.Time, bool) {
+	if at, ok := u.Context.Deadline(); ok && at.Before(u.at) {
+		return at, true
+	}
+	return u.at, true
 }
 
 // dialAlias tries the target's addresses in turn, each with its share of the

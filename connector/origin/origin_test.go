@@ -204,6 +204,45 @@ func TestDenied(t *testing.T) {
 	}
 }
 
+// An origin of the kernel's that does not answer, because nobody accepts what
+// its backlog is full of, is given up: by the timeout, or by the caller.
+func TestKernelSilence(t *testing.T) {
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = syscall.Close(fd) }()
+	if err := errors.Join(syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), syscall.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	name, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dst := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(name.(*syscall.SockaddrInet4).Port))
+	for range 3 { // the backlog's, and one more
+		if c, err := net.DialTimeout("tcp", dst.String(), 50*time.Millisecond); err == nil {
+			defer func() { _ = c.Close() }()
+		}
+	}
+
+	d := New(Spec{Timeout: 50 * time.Millisecond}, Deps{Guard: guard.New(guard.Spec{})})
+	if _, err := d.DialContext(t.Context(), "tcp", dst); netx.Classify(err) != netx.ErrTimedOut {
+		t.Errorf("a silent origin gives %v", err)
+	}
+	d = New(Spec{Timeout: time.Hour}, Deps{Guard: guard.New(guard.Spec{})})
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := d.DialContext(short, "tcp", dst); netx.Classify(err) != netx.ErrTimedOut {
+		t.Errorf("a caller without time gets %v", err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, stop)
+	if _, err := d.DialContext(ctx, "tcp", dst); netx.Classify(err) != nil || !errors.Is(err, context.Canceled) {
+		t.Errorf("a caller who gives up gets %v", err)
+	}
+}
+
 // The kernel's own sockets, over loopback behind aliases.
 func TestKernel(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
