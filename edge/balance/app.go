@@ -269,6 +269,11 @@ func (a *app) affine(c *client, now int64, tried func(Endpoint) bool, pick *Pick
 		return nil, bindHome
 	}
 	ch, got := a.stay(home, now, tried, pick)
+	if ch == nil && standIn != nil { // who stood in for an endpoint that is gone is the home now
+		a.table.bind(c.key, now, standIn, false, a.most)
+		home, standIn = standIn, nil
+		ch, got = a.stay(home, now, tried, pick)
+	}
 	switch {
 	case got == took:
 		if standIn != nil {
