@@ -132,6 +132,11 @@ func (w *worker) session(ctx context.Context, retry *backoff) error {
 	if err != nil {
 		return err
 	}
+	return w.talk(ctx, conn, retry)
+}
+
+// talk is a session on a connection that is open; it closes it.
+func (w *worker) talk(ctx context.Context, conn *poster, retry *backoff) error {
 	l := &workLine{poster: conn, w: w, answers: make(chan workAnswer)}
 	over := make(chan struct{})
 	var reading sync.WaitGroup

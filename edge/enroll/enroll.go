@@ -1,7 +1,8 @@
 // Package enroll knows who may be a connector of this edge, and tells each what
-// it may do: the tokens, the enrolment of connectors that come by one, the
-// grants, and the two servers inside the tunnel (enrolment for the guests that
-// tokens make, control for connectors).
+// it may do and what it is wanted to do: the tokens, the enrolment of connectors
+// that come by one, the grants, the work besides flows, and the two servers
+// inside the tunnel (enrolment for the guests that tokens make, control for
+// connectors).
 //
 //	registry, err := enroll.New(spec, enroll.Deps{Store: store, Peers: tunnel, PublicKey: key})
 //	go registry.Run(ctx)                             // sweeps
