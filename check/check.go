@@ -35,6 +35,11 @@ const (
 	MaxRedirects = 5
 )
 
+// ErrUnable is a check that could not be made, for a reason that is not the
+// endpoint's. A Dialer's error may wrap it, as may what is known of a check that
+// somebody else has made.
+var ErrUnable = errors.New("the check could not be made")
+
 // Dialer reaches endpoints. It honours ctx, and its failures wrap the Err
 // values of netx where one fits.
 type Dialer interface {
@@ -52,9 +57,9 @@ type Result struct {
 	// RTT is how long the connect took, or the answer to the question (udp,
 	// icmp, dns). 0 if the check failed or nothing came back.
 	RTT time.Duration
-	// Err says what was wrong; nil if the check passed. It wraps one of netx's
-	// Err values if the endpoint could not be reached, and none if it answered
-	// wrongly or too late.
+	// Err says what was wrong; nil if the check passed. It wraps what the
+	// Dialer's error did if the endpoint could not be reached, an Err value of
+	// netx say, and nothing if it answered wrongly or too late.
 	Err error
 	// Expires is when the endpoint's certificate ends (tls and https), even if
 	// the check failed; zero where none was seen.

@@ -19,8 +19,9 @@
 //
 // Where no connector serves the network nothing is learnt about the endpoint:
 // it is unknown again, and one good check after the connector's return is
-// enough. An endpoint that goes down soon after it came up is flapping: it must
-// stay well for a hold time, which doubles, before it is up again.
+// enough. So it is after Fall checks that could not be made (check.ErrUnable).
+// An endpoint that goes down soon after it came up is flapping: it must stay
+// well for a hold time, which doubles, before it is up again.
 //
 // Who runs a monitor's checks is the operator's choice: the edge, through the
 // tunnel, or a connector of the endpoint's network. The latter are delegated:

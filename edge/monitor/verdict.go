@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -95,19 +96,27 @@ func (v verdict) passed(spec Spec, at time.Time) verdict {
 
 func (v verdict) failed(spec Spec, at time.Time, err error) verdict {
 	why := reason(err)
-	if learntNothing(err) {
+	nothing := learntNothing(err)
+	switch {
+	case errors.Is(err, netx.ErrNoRoute):
 		return v.forget(at, why)
-	}
-	switch v.state {
-	case StateUnknown:
+	case v.state == StateUnknown && nothing:
+		v.why = why
+		return v
+	case v.state == StateUnknown:
 		return v.enter(StateDown, at, why)
-	case StateDown:
+	case v.state == StateDown && nothing:
+		return v
+	case v.state == StateDown:
 		v.streak, v.why = 0, why
 		return v
 	}
 	v.streak++
-	if v.streak < spec.Fall {
+	switch {
+	case v.streak < spec.Fall:
 		return v
+	case nothing: // trouble of our own that lasts
+		return v.forget(at, why)
 	}
 	window := flapWindow(spec.Interval)
 	switch {

@@ -8,13 +8,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/warrenmesh/warren/check"
 	"github.com/warrenmesh/warren/netstack/netx"
 )
 
 var epoch = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
 // outcomes of a check, one letter each.
-var outcomes = map[byte]error{'.': nil, 'x': netx.ErrRefused, '-': netx.ErrNoRoute}
+var outcomes = map[byte]error{'.': nil, 'x': netx.ErrRefused, '-': netx.ErrNoRoute,
+	'!': fmt.Errorf("pinging: %w", check.ErrUnable)}
 
 // play feeds the outcomes to judge, one an interval, and returns the states
 // after each: U unknown, + up, d down.
@@ -51,6 +53,10 @@ func TestJudge(t *testing.T) {
 		{"and comes up after twelve intervals without failure", 1, 1, "x.x.............", "d+ddddddddddddd+"},
 		{"a failure begins the hold anew", 1, 1, "x.x......x............", "d+dddddddddddddddddddd"},
 		{"a fall long after the rise is not flapping", 1, 1, "x............." + "x.", "d+++++++++++++" + "d+"},
+		{"trouble of our own says nothing", 3, 3, "..!.x!.", "+++++++"},
+		{"and is unknown if it lasts", 3, 3, ".!!!!.", "+++UU+"},
+		{"nor does it bring anything down, or up", 2, 2, "x!!!.!.!", "dddddd++"},
+		{"nor anything in, at first", 2, 2, "!!x", "UUd"},
 		{"losing the connector forgives", 1, 1, "x.x-.x.", "d+dU+d+"},
 	}
 	for _, test := range tests {

@@ -3,10 +3,12 @@ package monitor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/warrenmesh/warren/check"
@@ -214,7 +216,7 @@ func (c *watch) Dial(ctx context.Context, proto string, addr netip.AddrPort) (ne
 }
 
 // errNoPing is a Deps without Ping.
-var errNoPing = errors.New("this edge cannot ping")
+var errNoPing = fmt.Errorf("this edge cannot ping: %w", check.ErrUnable)
 
 // Ping implements check.Dialer in the endpoint's network.
 func (c *watch) Ping(ctx context.Context, addr netip.Addr) error {
@@ -267,5 +269,9 @@ func (c *watch) pause() time.Duration {
 	return pause(c.plan.spec.Interval)
 }
 
-// learntNothing reports whether a failure says nothing about the endpoint.
-func learntNothing(err error) bool { return errors.Is(err, netx.ErrNoRoute) }
+// learntNothing reports whether a failure says nothing about the endpoint: the
+// path is gone, or whoever checks is in trouble itself.
+func learntNothing(err error) bool {
+	return errors.Is(err, netx.ErrNoRoute) || errors.Is(err, check.ErrUnable) ||
+		errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
+}
