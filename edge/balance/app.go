@@ -197,8 +197,8 @@ func (a *app) pick(c *client, now int64, tried func(Endpoint) bool) (o outcome) 
 		if ch.pool != nil {
 			s, got := ch.pool.ask(c, now, tried)
 			if got == took {
-				if a.policy == byLatency {
-					ch.pool.shared.rtt.try(now)
+				if rtt := &ch.pool.shared.rtt; a.policy == byLatency && rtt.score(now) == 0 {
+					rtt.try(now)
 				}
 				o.pick, o.from, o.why, o.ok = ch.pool.reserved(s), ch, ch.chosen, true
 				if bind != bindNone {

@@ -209,8 +209,8 @@ func (d *Director) With(pools []Spec, apps []App) *Director {
 	for _, spec := range pools {
 		old := d.pools[spec.Name]
 		p := old
+		spec.Endpoints = distinct(spec.Endpoints)
 		if old == nil || !old.spec.equal(spec) {
-			spec.Endpoints = slices.Clone(spec.Endpoints)
 			p = newPool(d.root, spec, old)
 		}
 		next.pools[spec.Name] = p
@@ -227,6 +227,21 @@ func (d *Director) With(pools []Spec, apps []App) *Director {
 		next.apps[spec.Name] = newApp(spec, next.pools, d.apps[spec.Name])
 	}
 	return next
+}
+
+// distinct returns a copy of the members without those whose address is there
+// already: two names may lead to one.
+func distinct(members []Member) []Member {
+	out := make([]Member, 0, len(members))
+	seen := make(map[Endpoint]bool, len(members))
+	for _, m := range members {
+		if seen[m.Endpoint] && m.Addr.Addr().IsValid() {
+			continue
+		}
+		seen[m.Endpoint] = true
+		out = append(out, m)
+	}
+	return out
 }
 
 // Activate puts d into force, in place of the Director that it follows: from
@@ -332,6 +347,14 @@ func (d *Director) drain(doing, pool string, e Endpoint, change func(e *endpoint
 	}
 	p.refresh(func(now int64) { change(p.members[i], now) })
 	return nil
+}
+
+// Affine returns how many clients of an app have an endpoint of their own.
+func (d *Director) Affine(app string) int {
+	if a := d.apps[app]; a != nil && a.table != nil {
+		return a.table.len()
+	}
+	return 0
 }
 
 // Pools returns the state of every pool, sorted by name.

@@ -289,3 +289,22 @@ func TestLostNews(t *testing.T) {
 		t.Errorf("picks %v", got)
 	}
 }
+
+// TestNames: an endpoint waits for its name to have an address, gets it by a
+// reload, and is one with another whose name has the same.
+func TestNames(t *testing.T) {
+	w := newWorld(t, []Spec{{Name: "db", Monitor: "pg", Endpoints: []Member{named("db.internal", 5432)}}})
+	if _, why, ok := w.Pick(Request{App: "db"}); ok || why != `pool "db" has no healthy endpoint: 1 unknown (db.internal:5432: the name "db.internal" has no address yet)` {
+		t.Errorf("%v, %s", ok, why)
+	}
+	one, two := named("db.internal", 5432), named("other.internal", 5432)
+	one.Endpoint, two.Endpoint = at(b1), at(b1)
+	w.reload([]Spec{{Name: "db", Monitor: "pg", Endpoints: []Member{one, two}}})
+	pick := w.pick("db", 0)
+	if pick.Endpoint != at(b1) || pick.Host != "db.internal" {
+		t.Errorf("%+v", pick)
+	}
+	if n := len(w.Pools()[0].Endpoints); n != 1 {
+		t.Errorf("the pool has %d endpoints", n)
+	}
+}

@@ -160,6 +160,9 @@ func (p *pool) askLocked(from, to int) {
 	knows, _ := h.(Knower)
 	for i := from; i < to; i++ {
 		e := &p.spec.Endpoints[i]
+		if !e.Addr.Addr().IsValid() {
+			continue
+		}
 		v := verdict{known: true}
 		v.up, v.why = h.Up(e.Network, e.Addr, p.spec.Monitor)
 		if !v.up && knows != nil {
@@ -174,7 +177,9 @@ func (p *pool) askLocked(from, to int) {
 func (p *pool) judgeLocked(i int, now int64, until *int64) (state State, why string, affine bool) {
 	m, e := &p.spec.Endpoints[i], p.members[i]
 	well, state, why := true, StateUp, ""
-	if v := p.verdicts[i]; p.spec.Monitor != "" && !v.up {
+	if !m.Addr.Addr().IsValid() {
+		well, state, why = false, StateUnknown, fmt.Sprintf("the name %q has no address yet", m.Host)
+	} else if v := p.verdicts[i]; p.spec.Monitor != "" && !v.up {
 		well, state, why = false, StateDown, v.why
 		if !v.known {
 			state = StateUnknown

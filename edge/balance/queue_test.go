@@ -87,6 +87,7 @@ func TestQueue(t *testing.T) {
 				t.Errorf("the fourth: %+v", fourth)
 			}
 			time.Sleep(time.Hour)
+			synctest.Wait()
 			for _, a := range []*arrival{first, second, third} {
 				if a.ok || a.after != 5*time.Second || a.why != `pool "db": 5s passed while waiting for an endpoint` {
 					t.Errorf("%+v", a)
@@ -175,6 +176,7 @@ func TestQueueWithTime(t *testing.T) {
 		arrive(t.Context(), d)
 		a := arrive(t.Context(), d)
 		time.Sleep(2*time.Second + recheck)
+		synctest.Wait()
 		if !a.ok || a.pick.Endpoint != at(b1) || a.after > 2*time.Second+recheck {
 			t.Errorf("%+v", a)
 		}

@@ -39,7 +39,8 @@ func (e Endpoint) String() string { return e.Network + "/" + e.Addr.String() }
 type Member struct {
 	Endpoint
 	// Host is the name that Addr came from; empty where the configuration
-	// gives the address.
+	// gives the address. Until the name is resolved Addr is a port without an
+	// address, and the endpoint is unknown.
 	Host string
 	// Weight is the endpoint's share of new flows, beside the others'. 0: no
 	// new flows; clients with affinity to it stay.
@@ -178,7 +179,11 @@ func (s Spec) Validate(problem func(path, value, hint string)) {
 		r("name", "", "give the pool a name")
 	}
 	r.oneOf("steering", s.Steering, endpointPolicies()...)
-	r.span("minimum_healthy", s.MinimumHealthy, 0, max(len(s.Endpoints), 1))
+	most := max(len(s.Endpoints), 1)
+	if slices.ContainsFunc(s.Endpoints, func(m Member) bool { return m.Host != "" }) {
+		most = MaxEndpoints // a name may have many addresses
+	}
+	r.span("minimum_healthy", s.MinimumHealthy, 0, most)
 	r.period("slow_start", s.SlowStart, 0, MaxPeriod)
 	r.span("shedding.percent", s.Shedding.Percent, 0, 100)
 	r.oneOf("shedding.by", s.Shedding.By, shedRandom, shedHash)
@@ -210,16 +215,32 @@ func (s Spec) validateEndpoints(r report) {
 	if n := len(s.Endpoints); n > MaxEndpoints {
 		r("endpoints", fmt.Sprint(n), fmt.Sprintf("a pool holds at most %d endpoints", MaxEndpoints))
 	}
-	seen := make(map[Endpoint]int, len(s.Endpoints))
+	type identity struct {
+		Endpoint
+		host string
+	}
+	seen := make(map[identity]int, len(s.Endpoints))
 	for i, m := range s.Endpoints {
 		at := fmt.Sprintf("endpoints[%d].", i)
 		m.validate(r, at)
-		if first, again := seen[m.Endpoint]; again && m.Addr.IsValid() {
-			r(at+"address", m.Addr.String(), fmt.Sprintf("it is endpoints[%d] already; remove one", first))
+		id := identity{Endpoint: m.Endpoint}
+		if !m.Addr.IsValid() {
+			id.host = m.Host
+		}
+		if first, again := seen[id]; again && (m.Addr.IsValid() || m.Host != "") {
+			r(at+"address", m.place(), fmt.Sprintf("it is endpoints[%d] already; remove one", first))
 			continue
 		}
-		seen[m.Endpoint] = i
+		seen[id] = i
 	}
+}
+
+// place is the address of m, or its name while it has no address.
+func (m Member) place() string {
+	if m.Host != "" && !m.Addr.IsValid() {
+		return fmt.Sprintf("%s:%d", m.Host, m.Addr.Port())
+	}
+	return m.Addr.String()
 }
 
 func (m Member) validate(r report, at string) {
@@ -227,6 +248,7 @@ func (m Member) validate(r report, at string) {
 		r(at+"network", "", "name the virtual network that holds the endpoint")
 	}
 	switch {
+	case m.Host != "" && !m.Addr.IsValid() && m.Addr.Port() != 0: // not resolved yet
 	case !m.Addr.IsValid():
 		r(at+"address", "", `write an IP address and a port, as in "10.0.0.10:5432"`)
 	case m.Addr.Port() == 0:

@@ -1,6 +1,7 @@
 package balance
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -24,6 +25,11 @@ func wantProblems(t *testing.T, got, want []string) {
 	}
 }
 
+// named is an endpoint whose name is not resolved yet.
+func named(host string, port uint16) Member {
+	return Member{Endpoint: Endpoint{Network: "berlin", Addr: netip.AddrPortFrom(netip.Addr{}, port)}, Host: host, Weight: 1}
+}
+
 func TestValidate(t *testing.T) {
 	good := func(change func(*Spec)) Spec {
 		s := pooled("db", "pg", b1, b2)
@@ -44,6 +50,15 @@ func TestValidate(t *testing.T) {
 		}), nil},
 		{"the default steering", good(func(s *Spec) { s.Steering = "" }), nil},
 		{"the same address in two networks", pooled("db", "", b1, t1), nil},
+		{"names that are not resolved yet", good(func(s *Spec) {
+			s.MinimumHealthy = 5
+			s.Endpoints = append(s.Endpoints, named("db.internal", 5432), named("db.internal", 5433), named("db2.internal", 5432))
+		}), nil},
+		{"the same name twice", good(func(s *Spec) {
+			s.Endpoints = append(s.Endpoints, named("db.internal", 5432), named("db.internal", 5432))
+		}), []string{"endpoints[3].address db.internal:5432 it is endpoints[2] already"}},
+		{"a name without a port", good(func(s *Spec) { s.Endpoints = append(s.Endpoints, named("db.internal", 0)) }),
+			[]string{"endpoints[2].address "}},
 		{"unknown steering", good(func(s *Spec) { s.Steering = "least_outstanding" }),
 			[]string{"steering least_outstanding use one of: round_robin, failover, random, hash, least_connections, latency"}},
 		{"wrong case", good(func(s *Spec) { s.Steering = "Round_Robin" }), []string{"steering Round_Robin use one of"}},

@@ -176,7 +176,7 @@ func (v *view) census(p *pool, tried func(Endpoint) bool) (words string, left bo
 		switch {
 		case m.state != StateUp:
 			if n[m.state]++; n[m.state] == 1 && m.why != "" && m.state != StateDisabled && m.state != StateDraining {
-				first[m.state] = fmt.Sprintf(" (%s: %s)", p.members[i].id.Addr, m.why)
+				first[m.state] = fmt.Sprintf(" (%s: %s)", p.spec.Endpoints[i].place(), m.why)
 			}
 		case tried != nil && tried(p.members[i].id):
 			used++
