@@ -244,6 +244,6 @@ func (r *UDPRequest) Reject(cause error) {
 		return
 	}
 	r.answered = true
+	r.forwarder.release(r) // first: what the peer sends on hearing the answer begins another flow
 	r.nic.writeUnreachable(r.quoted, netx.Classify(cause))
-	r.forwarder.release(r)
 }
