@@ -11,7 +11,7 @@ const (
 	// soon is how long a result waits for others to be sent with, which says
 	// what the one before it said: a fifth of the check's interval, within
 	// these.
-	soonest = 200 * time.Millisecond
+	soonest = workEvery
 	latest  = 5 * time.Second
 	// urgentRun is how many results after a change are sent at once: an edge
 	// believes a change once it has heard of it a few times.

@@ -43,7 +43,7 @@ const (
 )
 
 // errUnable: a check that cannot be made here.
-var errUnable = errors.New("this connector cannot make the check")
+var errUnable = fmt.Errorf("this connector cannot make it: %w", check.ErrUnable)
 
 // worker makes the checks and asks for the names that one edge wants it to,
 // and keeps what came of it for the edge.
@@ -226,7 +226,7 @@ func (w *worker) checked(t *task, result check.Result) {
 // classOf says in wire's words why a check failed.
 func classOf(err error) wire.Class {
 	switch {
-	case errors.Is(err, errUnable), errors.Is(err, origin.ErrDescriptors),
+	case errors.Is(err, check.ErrUnable), errors.Is(err, origin.ErrDescriptors),
 		errors.Is(err, origin.ErrPingForbidden), errors.Is(err, origin.ErrTooManyPings):
 		return wire.ClassUnable
 	case errors.Is(err, errDenied), errors.Is(err, errNotGranted), errors.Is(err, origin.ErrDenied):

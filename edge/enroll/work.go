@@ -2,7 +2,7 @@ package enroll
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -12,6 +12,7 @@ import (
 
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
+	"github.com/warrenmesh/warren/check"
 	"github.com/warrenmesh/warren/edge/wire"
 	"github.com/warrenmesh/warren/netstack/netx"
 )
@@ -41,8 +42,8 @@ type CheckResult struct {
 	ID      uint64        // wire.Check.ID
 	RTT     time.Duration // 0 where Err is not nil, or nothing came back
 	Expires time.Time     // when the endpoint's certificate ends; zero: none was seen
-	// Err is nil where the check passed. It wraps the netx error that fits, and
-	// ErrUnable and netx.ErrNoRoute where nothing is known of the endpoint.
+	// Err is nil where the check passed. It wraps the netx error that fits, or
+	// ErrUnable where nothing is known of the endpoint.
 	Err error
 }
 
@@ -56,8 +57,8 @@ type Found struct {
 	Err error
 }
 
-// ErrUnable: a connector could not make a check.
-var ErrUnable = errors.New("the connector cannot check")
+// ErrUnable: a connector could not make a check. It wraps check.ErrUnable.
+var ErrUnable = fmt.Errorf("the connector cannot check: %w", check.ErrUnable)
 
 // duty is what is known of a connector's work; guarded by Registry.mu.
 type duty struct {
@@ -241,7 +242,7 @@ var classes = map[wire.Class][]error{
 	wire.ClassUnreachable: {netx.ErrUnreachable},
 	wire.ClassDenied:      {netx.ErrUnreachable},
 	wire.ClassTimedOut:    {netx.ErrTimedOut},
-	wire.ClassUnable:      {ErrUnable, netx.ErrNoRoute},
+	wire.ClassUnable:      {ErrUnable},
 }
 
 // resultOf is a result that wire has cleaned.
@@ -305,8 +306,8 @@ func (r *Registry) assignLocked(c *connector, key wgtypes.Key) (any, *wire.Refus
 	revision, work := r.work.Assigned(name)
 	checks, names := work.Clean()
 	given := &assigned{revision: revision}
-	for _, check := range work.Checks {
-		given.ids = append(given.ids, check.ID)
+	for _, task := range work.Checks {
+		given.ids = append(given.ids, task.ID)
 	}
 	for _, n := range work.Names {
 		given.hosts = append(given.hosts, n.Host)

@@ -133,7 +133,7 @@ func TestReportsOfWork(t *testing.T) {
 			t.Errorf("reported %+v, want %+v", results[0], want)
 		}
 		for i, want := range []error{nil, netx.ErrRefused, ErrUnable, netx.ErrTimedOut, netx.ErrUnreachable} {
-			if !errors.Is(results[i].Err, want) || want != nil && netx.Classify(results[i].Err) == nil {
+			if !errors.Is(results[i].Err, want) || (netx.Classify(results[i].Err) == nil) != (want == nil || want == ErrUnable) {
 				t.Errorf("result %d: %v, want %v", i, results[i].Err, want)
 			}
 		}
