@@ -112,15 +112,46 @@ func BenchmarkPick(b *testing.B) {
 	}
 }
 
-func BenchmarkRebuild(b *testing.B) {
+// BenchmarkNews is an endpoint of a large pool that changes its state, and the
+// pick after it.
+func BenchmarkNews(b *testing.B) {
 	for _, by := range []string{byRoundRobin, byRandom, byHash} {
-		b.Run(fmt.Sprint(by, " 1000"), func(b *testing.B) {
-			spec := large(1000, by, nil)
-			d := New([]Spec{spec}, appsOf(spec), Deps{Health: constant(true)})
-			for range b.N {
-				d.HealthChanged("berlin", netip.MustParseAddrPort("10.0.0.1:80"), "pg")
-				d.Pick(Request{App: "large"})
-			}
-		})
+		for _, n := range []int{1000, 5000} {
+			b.Run(fmt.Sprint(by, " ", n), func(b *testing.B) {
+				w := &world{now: epoch, down: map[Endpoint]string{}}
+				spec := large(n, by, nil)
+				w.Director = New([]Spec{spec}, appsOf(spec), Deps{Health: w})
+				pick, _, _ := w.Pick(Request{App: "large"})
+				pick.Release()
+				began := cpu()
+				for i := range b.N {
+					w.set(spec.Endpoints[i%n].Endpoint.String(), []string{"refused", ""}[i/n%2])
+					if pick, _, ok := w.Pick(Request{App: "large"}); ok {
+						pick.Release()
+					}
+				}
+				b.ReportMetric(float64(cpu()-began)/float64(b.N), "cpu-ns/op")
+			})
+		}
 	}
+}
+
+// BenchmarkReload is a reload that changes one pool among 10,000 small ones.
+func BenchmarkReload(b *testing.B) {
+	var specs []Spec
+	for i := range 10_000 {
+		s := pooled(fmt.Sprint("app/origin:", i), "", b1)
+		s.Endpoints[0].Addr = netip.AddrPortFrom(s.Endpoints[0].Addr.Addr(), uint16(i+1))
+		specs = append(specs, s)
+	}
+	apps := appsOf(specs...)
+	d := New(specs, apps, Deps{})
+	b.ReportAllocs()
+	began := cpu()
+	for i := range b.N {
+		specs[0].MinimumHealthy = i % 2
+		d = d.With(specs, apps)
+		d.Activate()
+	}
+	b.ReportMetric(float64(cpu()-began)/float64(b.N), "cpu-ns/op")
 }

@@ -67,14 +67,10 @@ func indexed(points []uint64) *ring {
 	return r
 }
 
-// only returns the ring of the slots alone. r itself where that is all of it.
-func (r *ring) only(slots []slot, unit uint64, members []Member) *ring {
-	limits := make([]uint16, len(members)) // ranks below which points count
+// only returns the ring of the points whose rank is below the limit of their
+// member. r itself where that is all of it.
+func (r *ring) only(limits []uint16) *ring {
 	whole := true
-	for _, s := range slots {
-		limit := s.weight << rankBits / (uint64(members[s.member].Weight) * unit)
-		limits[s.member] = uint16(limit)
-	}
 	kept := 0
 	for _, x := range r.points {
 		if rank(x) < limits[memberOf(x)] {

@@ -50,6 +50,9 @@ const (
 	boundNumerator, boundDenominator = 5, 4
 	// walked is how many points of the ring are asked before every slot is.
 	walked = 512
+	// ringAfter is how many picks tables last before they get a ring of
+	// their own.
+	ringAfter = 1024
 )
 
 // choose reserves a slot by the pool's policy and returns its index; -1 where
@@ -217,24 +220,18 @@ func (v *view) expected(i int, now int64) int64 {
 	return score
 }
 
-// consistent walks the ring from the client's place on and takes the first
-// slot that is under the bound on load.
+// consistent takes the first slot that is under the bound on load, from the
+// client's place on the ring on.
 func (v *view) consistent(p *pool, hash uint64, tried func(Endpoint) bool) int {
-	r := v.hashRing(p)
 	all := uint64(max(p.shared.conns.Load(), 0)) + 1
-	at, last := r.from(hash), -1
-	for range min(walked, len(r.points)) {
-		i := int(v.places[memberOf(r.points[at])])
-		if at++; at == len(r.points) {
-			at = 0
-		}
-		if i == last {
-			continue
-		}
-		last = i
-		if v.takeBounded(i, all, tried) {
+	if r := v.ringOf(p, false); r != nil {
+		if i := v.walk(r, false, hash, all, tried); i >= 0 {
 			return i
 		}
+	} else if i := v.walk(p.whole, true, hash, all, tried); i >= 0 {
+		return i
+	} else if i := v.walk(v.ringOf(p, true), false, hash, all, tried); i >= 0 {
+		return i
 	}
 	for i := range v.slots {
 		if v.takeBounded(i, all, tried) {
@@ -242,6 +239,28 @@ func (v *view) consistent(p *pool, hash uint64, tried func(Endpoint) bool) int {
 		}
 	}
 	return v.sweep(int(hash%uint64(len(v.slots))), tried)
+}
+
+// walk asks the slots whose points follow the client's place. whole tells that
+// the ring has points which do not count; those are passed over.
+func (v *view) walk(r *ring, whole bool, hash, all uint64, tried func(Endpoint) bool) int {
+	at, last := r.from(hash), -1
+	for range min(walked, len(r.points)) {
+		point := r.points[at]
+		if at++; at == len(r.points) {
+			at = 0
+		}
+		member := memberOf(point)
+		i := int(v.places[member])
+		if i == last || whole && rank(point) >= v.limits[member] {
+			continue
+		}
+		last = i
+		if v.takeBounded(i, all, tried) {
+			return i
+		}
+	}
+	return -1
 }
 
 // takeBounded takes slot i if that leaves it within its bound of all

@@ -59,9 +59,12 @@ type tables struct {
 	turns *turns // round_robin
 	odds  *odds  // random, least_connections, latency
 
+	// hash:
+	places []int32  // of the members in slots; -1: none
+	limits []uint16 // of the members: ranks below which their points count
+	asked  atomic.Uint32
 	mu     sync.Mutex
-	hashed atomic.Pointer[ring] // hash
-	places []int32              // of the members in slots; -1: none
+	hashed atomic.Pointer[ring] // of the slots alone; nil: not made yet
 }
 
 // buildLocked judges every member and makes the view that follows old.
@@ -241,27 +244,34 @@ func (t *tables) prepare(p *pool) {
 	case byRandom, byLeast, byLatency:
 		t.odds = newOdds(t.slots)
 	case byHash:
-		t.places = make([]int32, len(p.members))
+		t.places, t.limits = make([]int32, len(p.members)), make([]uint16, len(p.members))
 		for i := range t.places {
 			t.places[i] = -1
 		}
 		for i := range t.slots {
-			t.places[t.slots[i].member] = int32(i)
+			s := &t.slots[i]
+			t.places[s.member] = int32(i)
+			t.limits[s.member] = uint16(s.weight << rankBits / (uint64(p.spec.Endpoints[s.member].Weight) * t.unit))
 		}
 	}
 }
 
-// hashRing returns the ring of the slots, made when it is first needed.
-func (t *tables) hashRing(p *pool) *ring {
+// ringOf returns the ring of the slots. It is made once the tables have lasted
+// for a while, or when it is needed: that takes a millisecond or two, and news
+// may come more often. Until then it is nil, and the ring of all does.
+func (t *tables) ringOf(p *pool, needed bool) *ring {
 	if r := t.hashed.Load(); r != nil {
 		return r
+	}
+	if t.asked.Add(1) < ringAfter && !needed {
+		return nil
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if r := t.hashed.Load(); r != nil {
 		return r
 	}
-	r := p.whole.only(t.slots, t.unit, p.spec.Endpoints)
+	r := p.whole.only(t.limits)
 	t.hashed.Store(r)
 	return r
 }
