@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+
+	"github.com/warrenmesh/warren/edge/observe"
 )
 
 // claim is a socket that the edge will open.
@@ -98,8 +100,8 @@ func (l *loader) paths() {
 		{"edge.state_dir", c.Edge.StateDir}, {"wireguard.private_key_file", c.WireGuard.PrivateKeyFile},
 		{"admin.socket", c.Admin.Socket}, {"log.flows", c.Log.Flows},
 	} {
-		if p.path == "" {
-			continue
+		if p.path == "" || p.key == "log.flows" && (p.path == "-" || p.path == observe.LogOff) {
+			continue // no file
 		}
 		path := filepath.Clean(p.path)
 		if other, twice := taken[path]; twice {

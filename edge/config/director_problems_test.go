@@ -36,7 +36,7 @@ var poolEdits = []edit{
 	{"queue for ever", `timeout = "2s"`, `@timeout = "0s"`, []string{
 		`pool[0].queue.timeout: "0s": out of range; use 1ms to 24h`}},
 	{"queue before endless endpoints", "max_connections = 100\n", "", []string{
-		`82: pool[0].queue: no endpoint has max_connections, so that no flow ever waits; set it for an endpoint, or remove the queue`}},
+		`90: pool[0].endpoints[0].max_connections: no endpoint of the pool has a bound, so that no flow would ever wait in its queue; give an endpoint max_connections, or remove the queue`}},
 	{"ejection that begins with nothing", "failures = 3", "@failures = 0", []string{
 		`pool[0].ejection.failures: 0: out of range; use 1 to 1000`}},
 	{"ejection that shrinks", `max_time = "1m"`, `@max_time = "10s"`, []string{
@@ -93,11 +93,11 @@ var endpointEdits = []edit{
 	{"a name of the world", `host = "Web.internal:8443"`, `@host = "münchen.example:1"`, []string{
 		`pool[0].endpoints[1].host: "münchen.example:1": a letter outside ASCII in a DNS name; write the name in its "xn--" form`}},
 	{"a private address in public", `address = "10.1.2.3:443"`, `@address = "10.2.2.3:443"`, []string{
-		`pool[2].endpoints[1].address: "10.2.2.3:443": no endpoint of "@public": 10.2.2.3 is private (RFC 1918): if it is wanted, list "10.2.2.3/32", or a prefix that holds it, in [public] allow`}},
+		`pool[2].endpoints[1].address: "10.2.2.3:443": no endpoint of "@public": 10.2.2.3 is private (RFC 1918), and not allowed at edge.toml:3; if it is wanted, list "10.2.2.3/32", or a prefix that holds it, in [public] allow`}},
 	{"metadata in public", `address = "10.1.2.3:443"`, `@address = "[fd00:ec2::254]:443"`, []string{
-		`pool[2].endpoints[1].address: "[fd00:ec2::254]:443": no endpoint of "@public": fd00:ec2::254 is a cloud's metadata service, which hands out credentials: if it is wanted all the same, list "fd00:ec2::254/128", that address alone, in [public] allow`}},
+		`pool[2].endpoints[1].address: "[fd00:ec2::254]:443": no endpoint of "@public": fd00:ec2::254 is a cloud's metadata service, which hands out credentials, and not allowed at edge.toml:3; if it is wanted all the same, list "fd00:ec2::254/128", that address alone, in [public] allow`}},
 	{"the edge itself in public", `address = "10.1.2.3:443"`, `@address = "127.0.0.1:443"`, []string{
-		`pool[2].endpoints[1].address: "127.0.0.1:443": no endpoint of "@public": 127.0.0.1 is the edge's own: if it is wanted, list "127.0.0.1/32", or a prefix that holds it, in [public] allow`}},
+		`pool[2].endpoints[1].address: "127.0.0.1:443": no endpoint of "@public": 127.0.0.1 is the edge's own, and not allowed at edge.toml:3; if it is wanted, list "127.0.0.1/32", or a prefix that holds it, in [public] allow`}},
 	{"an address of the tunnel", `address = "10.0.0.20:8443"`, `@address = "100.127.0.1:8443"`, []string{
 		`pool[1].endpoints[0].address: "100.127.0.1:8443": an address of the edge's own, inside the tunnel; write the address of a private host`}},
 }
@@ -154,7 +154,7 @@ var appEdits = []edit{
 	{"weights of an origin", `origin = "@public`, "@pool_weights = {a = 1}\norigin = \"@public", []string{
 		`app[1].pool_weights: an origin is one pool, so that there is nothing to choose; remove them`}},
 	{"private origin in public", `"@public/media.example.com:9000-9001"`, `@"@public/192.168.1.1:9000-9001"`, []string{
-		`app[1].origin: "@public/192.168.1.1:9000-9001": no endpoint of "@public": 192.168.1.1 is private (RFC 1918): if it is wanted, list "192.168.1.1/32", or a prefix that holds it, in [public] allow`}},
+		`app[1].origin: "@public/192.168.1.1:9000-9001": no endpoint of "@public": 192.168.1.1 is private (RFC 1918), and not allowed at edge.toml:3; if it is wanted, list "192.168.1.1/32", or a prefix that holds it, in [public] allow`}},
 	{"affinity by nothing", "by = \"client_net\"\n", "", []string{
 		`126: app[0].affinity.by: missing; use client_ip, client_net`}},
 	{"affinity by a cookie", `by = "client_net"`, `@by = "cookie"`, []string{
@@ -196,6 +196,8 @@ var restEdits = []edit{
 		`public.allow[1]: "224.0.0.0/4": it is no endpoint's: nothing can be dialled there`}},
 	{"prefix without a length", `"169.254.169.254/32"]`, `@"169.254.169.254"]`, []string{
 		`public.allow[1]: "169.254.169.254": the prefix length is missing; write "169.254.169.254/32" for this one address`}},
+	{"less than no dials", "max_dials = 7", "@max_dials = -1", []string{
+		`public.max_dials: -1: out of range; use 1 to 1000000`}},
 	{"dial too long", `timeout = "3s"`, `@timeout = "8s"`, []string{
 		`public.timeout: "8s": out of range; use 1ms to 7s`}},
 	{"ring of one", "ring = 100", "@ring = 1", []string{

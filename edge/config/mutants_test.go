@@ -8,8 +8,7 @@ import (
 	"github.com/warrenmesh/warren/configs/strict/mutate"
 )
 
-// TestMutants wants no panic of 10,000 mutants of a big file and of the
-// sample, and a report that leads to the mutation wherever one is refused.
+// TestMutants wants no panic of 10,000 mutants of big files and of the sample, and a report that leads to the mutation wherever one is refused.
 // Under the race detector it tries each kind of mutation until one is refused,
 // and then a sample.
 func TestMutants(t *testing.T) {
@@ -21,11 +20,13 @@ func TestMutants(t *testing.T) {
 	if len(mutants) < enough {
 		t.Errorf("%d mutants, want %d at least", len(mutants), enough)
 	}
-	samples, err := mutate.All(configs.Edge)
-	if err != nil {
-		t.Fatal(err)
+	for _, text := range []string{mutate.Director(20000, "/var/lib/warren"), configs.Edge} {
+		more, err := mutate.All(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mutants = append(mutants, more...)
 	}
-	mutants = append(mutants, samples...)
 	seen, refused := make(map[mutate.Op]int), make(map[mutate.Op]int)
 	for _, m := range mutants {
 		seen[m.Op]++

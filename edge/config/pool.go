@@ -137,8 +137,9 @@ func (p *poolTable) Validate(doc *strict.Doc, path string) {
 		doc.Add(path+".minimum_healthy", fmt.Sprintf("more than the endpoints of the pool, %d", n), fmt.Sprintf("use 1 to %d", n))
 	}
 	bounded := slices.ContainsFunc(p.Endpoints, func(e endpointTable) bool { return e.MaxConnections > 0 })
-	if p.Queue != nil && !bounded && !doc.Bad(path+".endpoints") {
-		doc.Add(path+".queue", "no endpoint has max_connections, so that no flow ever waits", "set it for an endpoint, or remove the queue")
+	if p.Queue != nil && !bounded && len(p.Endpoints) > 0 && !doc.Bad(path+".endpoints") {
+		doc.Add(path+".endpoints[0].max_connections", "no endpoint of the pool has a bound, so that no flow would ever wait in its queue",
+			"give an endpoint max_connections, or remove the queue")
 	}
 	if e := p.Ejection; e != nil && e.MaxTime != 0 && e.MaxTime < e.Time && !doc.Bad(path+".ejection") {
 		doc.Add(path+".ejection.max_time", fmt.Sprintf("shorter than time, %s", e.Time), "use time or more")

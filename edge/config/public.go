@@ -1,8 +1,10 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/warrenmesh/warren/edge/public"
@@ -41,5 +43,25 @@ func (l *loader) buildPublic() {
 	}
 	spec.Validate(l.report("public"))
 	l.cfg.Public = spec
-	l.public = public.New(spec)
+	l.public = judge(spec)
+}
+
+// judge makes a Dialer that judges addresses as one of spec does, and is never
+// dialled with: its other values may be out of range still.
+func judge(spec public.Spec) *public.Dialer {
+	return public.New(public.Spec{Allow: spec.Allow, Own: spec.Own})
+}
+
+// checkPublic wants an address of the file to be one that the edge may dial.
+func (l *loader) checkPublic(path string, addr netip.Addr) {
+	err := l.public.Check(addr)
+	if err == nil || l.doc.Bad("public") {
+		return
+	}
+	why := strings.TrimPrefix(err.Error(), public.ErrNotPublic.Error()+": ")
+	why, hint, _ := strings.Cut(why, ": ")
+	if l.doc.Has("public") {
+		why += ", and not allowed at " + l.doc.Where("public.allow")
+	}
+	l.doc.Add(path, fmt.Sprintf("no endpoint of %q: %s", Public, why), hint)
 }

@@ -9,7 +9,6 @@ import (
 	"github.com/gaissmai/bart"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
-	"github.com/warrenmesh/warren/edge/public"
 	"github.com/warrenmesh/warren/netstack/tunnel"
 )
 
@@ -170,10 +169,7 @@ func (l *loader) checkServed(path, network string, addr netip.Addr) {
 		return
 	}
 	if network == Public {
-		if err := l.public.Check(addr); err != nil && !l.doc.Bad("public") {
-			why := strings.TrimPrefix(err.Error(), public.ErrNotPublic.Error()+": ")
-			l.doc.Add(path, fmt.Sprintf("no endpoint of %q: %s", Public, why), "")
-		}
+		l.checkPublic(path, addr)
 		return
 	}
 	if inner := l.file.WireGuard.InnerSources; inner.IsValid() && inner.Contains(addr) || tunnel.OverlayPrefix.Contains(addr) || tunnel.InnerSources6.Contains(addr) {

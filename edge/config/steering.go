@@ -9,7 +9,6 @@ import (
 	"github.com/warrenmesh/warren/configs/strict"
 	"github.com/warrenmesh/warren/edge/balance"
 	"github.com/warrenmesh/warren/edge/monitor"
-	"github.com/warrenmesh/warren/edge/public"
 	"github.com/warrenmesh/warren/edge/resolve"
 )
 
@@ -98,13 +97,13 @@ func (c *Config) Names() []resolve.Name {
 // "@public" that must not be dialled is left out. A host without an address has
 // no endpoint, so that a pool may be empty.
 func (c *Config) PoolsWith(addrs func(network, host string, port uint16) []netip.Addr) []balance.Spec {
-	dialer := public.New(c.Public)
+	allowed := judge(c.Public)
 	pools := c.declared()
 	for i := range pools {
 		pools[i].Endpoints = expand(pools[i].Endpoints, func(m balance.Member) []netip.Addr {
 			var out []netip.Addr
 			for _, a := range addrs(m.Network, m.Host, m.Addr.Port()) {
-				if a = a.Unmap(); a.IsValid() && (m.Network != Public || dialer.Check(a) == nil) {
+				if a = a.Unmap(); a.IsValid() && (m.Network != Public || allowed.Check(a) == nil) {
 					out = append(out, a)
 				}
 			}

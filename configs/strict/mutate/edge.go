@@ -7,7 +7,7 @@ import (
 
 // Edge returns a big edge.toml for All: every table and nearly every key, most
 // of them twice. It starts on a machine's loopback addresses without any right; its
-// ports are base to base+13, over TCP and UDP.
+// ports are base to base+13, over TCP and UDP. What steers is Director's.
 func Edge(base int, stateDir string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, edgeTop, stateDir, base, base+1, base+2)
@@ -25,6 +25,13 @@ func Edge(base int, stateDir string) string {
 	}
 	fmt.Fprintf(&b, edgeOrigin, base+10, base+13)
 	return b.String()
+}
+
+// Director returns an edge.toml for All with nearly every key of what steers:
+// pools, monitors, and what apps make of them. It starts as Edge's does, on the
+// ports base and base+1, and names no host, so that nobody is asked for one.
+func Director(base int, stateDir string) string {
+	return fmt.Sprintf(edgeDirector, stateDir, base, base+1)
 }
 
 const edgeTop = `version = 1
@@ -119,6 +126,110 @@ hostnames = ["range.apps.example.com"]
 listen = ["tcp/%d-%d"]
 on = ["other"]
 origin = "tokyo/10.0.0.10:9000-9003"
+`
+
+// edgeDirector has what steers, each key once.
+const edgeDirector = `version = 1
+[edge]
+state_dir = %q
+[wireguard]
+listen = "127.0.0.1:%d"
+[admin]
+socket = "admin.sock"
+[metrics]
+listen = ""
+
+[public]
+allow = ["127.0.0.0/8"]
+timeout = "1s"
+keepalive = "10s"
+max_dials = 64
+
+[events]
+ring = 64
+
+[[address]]
+name = "main"
+advertise = ["127.0.0.1"]
+
+[[network]]
+name = "rome"
+steering = "failover"
+replicas = ["rome-1", "rome-2"]
+
+[[monitor]]
+name = "web"
+type = "https"
+retries = 1
+run_by = "connector"
+server_name = "www.internal"
+insecure = false
+method = "HEAD"
+path = "/health"
+host = "www.internal"
+headers = {Accept = "text/plain"}
+expected_codes = ["2xx", "301"]
+follow_redirects = true
+
+[[monitor]]
+name = "bytes"
+type = "tcp"
+send = "PING"
+expect_hex = "2b 50"
+
+[[pool]]
+name = "rome-web"
+network = "rome"
+enabled = true
+steering = "least_connections"
+monitor = "web"
+minimum_healthy = 1
+slow_start = "10s"
+[pool.shedding]
+percent = 5
+by = "hash"
+[pool.queue]
+length = 10
+timeout = "1s"
+[pool.ejection]
+failures = 3
+time = "1s"
+max_time = "1m"
+max_percent = 40
+[[pool.endpoints]]
+address = "10.0.0.30:443"
+weight = 2
+max_connections = 100
+[[pool.endpoints]]
+address = "10.0.0.31:443"
+enabled = false
+
+[[pool]]
+name = "rome-hash"
+network = "rome"
+steering = "hash"
+[[pool.endpoints]]
+address = "10.0.0.32:443"
+
+[[pool]]
+name = "near"
+network = "@public"
+monitor = "bytes"
+[[pool.endpoints]]
+address = "127.0.0.9:9"
+
+[[app]]
+name = "steered"
+listen = ["tcp/%d"]
+pools = ["rome-web", "rome-hash"]
+steering = "random"
+pool_weights = {rome-web = 3, rome-hash = 1}
+fallback_pool = "near"
+[app.affinity]
+by = "client_net"
+ttl = "10m"
+failover = "sticky"
+max = 100
 `
 
 // keys are public keys of nobody.

@@ -102,6 +102,9 @@ func TestEdgeIsTOML(t *testing.T) {
 	if err != nil || len(all) < 10_000 {
 		t.Errorf("%d mutants, %v", len(all), err)
 	}
+	if more, err := All(Director(20000, "/state")); err != nil || len(more) < 5_000 {
+		t.Errorf("%d mutants of the director, %v", len(more), err)
+	}
 	if again, _ := All(Edge(20000, "/state")); !slices.Equal(all, again) {
 		t.Error("two runs differ")
 	}
