@@ -39,7 +39,7 @@ func newApp(spec App, pools map[string]*pool, old *app) *app {
 		a.most = DefaultAffinity
 	}
 	a.choices = make([]choice, 0, len(spec.Pools))
-	for _, c := range spec.Pools {
+	for _, c := range spec.Pools[:min(len(spec.Pools), MaxPools)] { // outcome has a bit for each
 		a.choices = append(a.choices, a.newChoice(c, pools))
 	}
 	if spec.Fallback != "" {

@@ -118,7 +118,7 @@ func (a *average) score(now int64) int64 {
 	if v != 0 && now-a.at.Load() < int64(staleAfter) {
 		return v
 	}
-	if trial := a.trial.Load(); trial == 0 || now-trial >= int64(probeAfter) {
+	if a.due(now) {
 		return 0
 	}
 	if v != 0 {
@@ -127,8 +127,11 @@ func (a *average) score(now int64) int64 {
 	return 1<<63 - 1
 }
 
-// try claims a trial; only one of several flows gets it.
-func (a *average) try(now int64) bool {
+// due reports whether no trial is under way.
+func (a *average) due(now int64) bool {
 	trial := a.trial.Load()
-	return (trial == 0 || now-trial >= int64(probeAfter)) && a.trial.CompareAndSwap(trial, now)
+	return trial == 0 || now-trial >= int64(probeAfter)
 }
+
+// try notes a trial.
+func (a *average) try(now int64) { a.trial.Store(now) }

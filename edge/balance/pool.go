@@ -212,6 +212,7 @@ func (p *pool) rampLocked(e *endpoint, now int64, until *int64) int {
 	}
 	step := (now - e.rampFrom) * slowSteps / slow
 	if step >= slowSteps {
+		e.rampFrom = 0
 		return slowSteps
 	}
 	*until = min(*until, e.rampFrom+(step+1)*slow/slowSteps+1)

@@ -385,3 +385,57 @@ func TestLatency(t *testing.T) {
 		t.Errorf("the slowest has an average of %v", rtt)
 	}
 }
+
+// TestLatencyTries: what was never measured, or failed, or was measured long
+// ago is tried by one flow, and not again before ten seconds have passed.
+func TestLatencyTries(t *testing.T) {
+	spec := pooled("db", "", b1, b2)
+	spec.Steering = byLatency
+	w := newWorld(t, []Spec{spec})
+	tries := func(seconds int, end func(Pick)) (n int) {
+		for range 10 * seconds {
+			pick := w.pick("db", 0)
+			if pick.Endpoint == at(b2) {
+				n++
+				end(pick)
+			} else {
+				pick.Connected(time.Millisecond)
+				pick.Release()
+			}
+			w.pass(100 * time.Millisecond)
+		}
+		return n
+	}
+	hang := func(Pick) {}
+	if n := tries(20, hang); n != 2 {
+		t.Errorf("an endpoint that does not answer was tried %d times in 20 s, want 2", n)
+	}
+	w.pass(time.Minute)
+	if n := tries(20, func(p Pick) { p.Failed(errRefused) }); n != 2 {
+		t.Errorf("an endpoint that fails was tried %d times in 20 s, want 2", n)
+	}
+	if n := tries(100, func(p Pick) { p.Connected(time.Second); p.Release() }); n != 2 {
+		t.Errorf("a slow endpoint was tried %d times in 100 s, want 2", n)
+	}
+}
+
+func TestManyPools(t *testing.T) {
+	var pools []Spec
+	var names []string
+	for i := range MaxPools + 6 {
+		s := pooled(fmt.Sprint(i), "", b1)
+		s.Disabled = i != MaxPools-1
+		pools, names = append(pools, s), append(names, s.Name)
+	}
+	for _, by := range poolPolicies() {
+		app := appOf(names...)
+		app.Steering = by
+		w := newWorld(t, pools, app)
+		if pick := w.pick("a", 1); pick.Pool != "63" {
+			t.Errorf("by %s: pool %s", by, pick.Pool)
+		}
+		if _, why, ok := w.Pick(Request{App: "a", Tried: triedSet(b1)}); ok || why == "" {
+			t.Errorf("by %s: %v, %s", by, ok, why)
+		}
+	}
+}

@@ -210,14 +210,17 @@ func (v *view) quicker(now int64, tried func(Endpoint) bool) int {
 	return v.sweep(i, tried)
 }
 
-// expected is the score of slot i. What fails is worse than all that does not.
+// expected is the score of slot i. What failed last is worse than all that did
+// not, and tried again now and then.
 func (v *view) expected(i int, now int64) int64 {
 	e := v.slots[i].ep
-	score := e.rtt.score(now)
-	if score != 0 && e.failures.Load() > 0 {
-		return 1<<63 - 1
+	if e.failures.Load() == 0 {
+		return e.rtt.score(now)
 	}
-	return score
+	if e.rtt.due(now) {
+		return 0
+	}
+	return 1<<63 - 1
 }
 
 // consistent takes the first slot that is under the bound on load, from the
