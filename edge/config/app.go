@@ -37,8 +37,8 @@ type appTable struct {
 	// address, by weight. Default: failover.
 	Steering string `toml:"steering" default:"failover" oneof:"failover random latency least_connections hash" later:"least_outstanding off geo proximity"`
 	// PoolWeights are the pools' shares of new flows beside each other's, by
-	// name. With 0 a pool gets what no other can take. Not with failover.
-	// Default: 1 each; 0 to 1000.
+	// name. With 0 a pool gets what no other can take, which is all that latency
+	// heeds. Not with failover. Default: 1 each; 0 to 1000.
 	PoolWeights map[string]int `toml:"pool_weights" range:"0..1000"`
 	// Fallback is the pool that is used when no other has a usable endpoint,
 	// whatever its own health. It is none of Pools. Default: none.

@@ -78,8 +78,9 @@ type ejectionTable struct {
 	// MaxTime is how long one ejection lasts at most. Default: 5m, or time
 	// where that is longer; time to 24h.
 	MaxTime time.Duration `toml:"max_time" range:"1ms..24h"`
-	// MaxPercent of the pool's endpoints are out at one time at most, monitored
-	// ones that are down not counted. Default: 50; 1 to 100.
+	// MaxPercent of the pool's enabled endpoints are out at one time at most,
+	// rounded down: with 50, none of one and one of two or three. Default: 50; 1
+	// to 100.
 	MaxPercent int `toml:"max_percent" default:"50" range:"1..100"`
 }
 
