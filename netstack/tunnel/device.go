@@ -56,15 +56,13 @@ func (w *wire) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 func (w *wire) Write(bufs [][]byte, offset int) (int, error) {
 	now := time.Now()
 	var (
-		run [batchSize][]byte
-		n   int
-		to  *link.Endpoint
+		start, n int // of the run, which takes the place of what was looked at
+		to       *link.Endpoint
 	)
 	flush := func() {
-		if n > 0 {
-			to.Deliver(run[:n])
-			clear(run[:n])
-			n = 0
+		if n > start {
+			to.Deliver(bufs[start:n])
+			start = n
 		}
 	}
 	for _, b := range bufs {
@@ -72,11 +70,11 @@ func (w *wire) Write(bufs [][]byte, offset int) (int, error) {
 		if packet == nil {
 			continue
 		}
-		if door != to || n == len(run) {
+		if door != to {
 			flush()
 			to = door
 		}
-		run[n] = packet
+		bufs[n] = packet
 		n++
 	}
 	flush()

@@ -194,17 +194,19 @@ func TestDemote(t *testing.T) {
 	defer running.Wait()
 	defer server.Close()
 
-	aborted := make(chan error, 1)
+	accepted, aborted := make(chan struct{}), make(chan error, 1)
 	c, p := join(t, e, n, "b1", handlers{tcp: func(r *netstack.TCPRequest) {
 		conn, err := r.Accept()
 		if err != nil {
 			return
 		}
 		defer conn.Close()
+		close(accepted)
 		_, err = io.Copy(io.Discard, conn)
 		aborted <- err
 	}}, "10.0.0.0/8")
 	flow, _ := dialTCP(t, n, "10.0.0.1:7")
+	<-accepted // the end of the handshake may wait for the first data
 	control := netip.AddrPortFrom(e.Overlay(), testControl)
 	got := make(chan string, 1)
 	running.Go(func() {
