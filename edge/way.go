@@ -124,6 +124,7 @@ func (w *way) dial(ctx context.Context, pick balance.Pick, reason string) (net.C
 			took = 0 // nobody has answered yet
 		}
 		pick.Connected(took)
+		pick.Answered()
 		w.pick, w.taken = pick, true
 		return conn, nil
 	case ctx.Err() != nil && context.Cause(ctx) != netx.ErrTimedOut: // the client left, say

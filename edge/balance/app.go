@@ -175,16 +175,26 @@ type outcome struct {
 	ok   bool
 	done uint64 // choices that were asked in vain
 	shed uint64 // of them, those that shed the flow
+	over uint64 // of them, those that were passed over
 	full *pool  // the first of them that is full and has a queue
 	busy bool   // one of them is full
 }
 
-// pick asks the client's own endpoint, then the pools, then the fallback.
-func (a *app) pick(c *client, now int64, tried func(Endpoint) bool) (o outcome) {
+// pick asks the client's own endpoint, then the pools, then the fallback, but
+// for pools that are over.
+func (a *app) pick(c *client, now int64, tried func(Endpoint) bool, over func(string) bool) (o outcome) {
+	if over != nil {
+		for i := range a.choices {
+			if over(a.choices[i].name) {
+				o.over |= 1 << i
+			}
+		}
+		o.done = o.over
+	}
 	bind := bindNone
 	if a.table != nil && c.valid {
-		if o.from, bind = a.affine(c, now, tried, &o.pick); o.from != nil {
-			o.why, o.ok = o.from.affine, true
+		if o.from, bind = a.affine(c, now, tried, &o); o.from != nil {
+			o.why, o.ok, o.done = o.from.affine, true, 0
 			return o
 		}
 	}
@@ -218,7 +228,7 @@ func (a *app) pick(c *client, now int64, tried func(Endpoint) bool) (o outcome) 
 		}
 		o.done |= 1 << i
 	}
-	if a.last != nil && a.last.pool != nil && !o.busy {
+	if a.last != nil && a.last.pool != nil && !o.busy && (over == nil || !over(a.last.name)) {
 		p := a.last.pool
 		v := p.view(fallback, now)
 		if i := v.choose(p, c.hash, now, tried); i >= 0 {
@@ -229,7 +239,7 @@ func (a *app) pick(c *client, now int64, tried func(Endpoint) bool) (o outcome) 
 }
 
 // explain says why the pools that were asked had nothing.
-func (a *app) explain(o *outcome, now int64, tried func(Endpoint) bool) string {
+func (a *app) explain(o *outcome, now int64, tried func(Endpoint) bool, over func(string) bool) string {
 	reasons := make([]string, 0, len(a.choices)+1)
 	for i := range a.choices {
 		ch := &a.choices[i]
@@ -237,6 +247,8 @@ func (a *app) explain(o *outcome, now int64, tried func(Endpoint) bool) string {
 		case o.done&(1<<i) == 0:
 		case ch.pool == nil:
 			reasons = append(reasons, fmt.Sprintf("pool %q is not defined", ch.name))
+		case o.over&(1<<i) != 0:
+			reasons = append(reasons, fmt.Sprintf("pool %q was tried enough", ch.name))
 		default:
 			reasons = append(reasons, ch.pool.explain(now, tried, o.shed&(1<<i) != 0))
 		}
@@ -245,6 +257,8 @@ func (a *app) explain(o *outcome, now int64, tried func(Endpoint) bool) string {
 		switch {
 		case a.last.pool == nil:
 			reasons = append(reasons, fmt.Sprintf("pool %q is not defined", a.last.name))
+		case over != nil && over(a.last.name):
+			reasons = append(reasons, fmt.Sprintf("the fallback pool %q was tried enough", a.last.name))
 		case !o.busy:
 			reasons = append(reasons, fmt.Sprintf("the fallback pool %q has no endpoint either", a.last.name))
 		}
@@ -263,16 +277,16 @@ const (
 
 // affine takes the endpoint that the client has. Where it cannot have that,
 // the choice is nil, and the binding is for the endpoint that it gets instead.
-func (a *app) affine(c *client, now int64, tried func(Endpoint) bool, pick *Pick) (*choice, binding) {
+func (a *app) affine(c *client, now int64, tried func(Endpoint) bool, o *outcome) (*choice, binding) {
 	home, standIn := a.table.get(c.key, now, a.spec.Affinity.TTL)
 	if home == nil {
 		return nil, bindHome
 	}
-	ch, got := a.stay(home, now, tried, pick)
+	ch, got := a.stay(home, now, tried, o)
 	if ch == nil && standIn != nil { // who stood in for an endpoint that is gone is the home now
 		a.table.bind(c.key, now, standIn, false, a.most)
 		home, standIn = standIn, nil
-		ch, got = a.stay(home, now, tried, pick)
+		ch, got = a.stay(home, now, tried, o)
 	}
 	switch {
 	case got == took:
@@ -284,7 +298,7 @@ func (a *app) affine(c *client, now int64, tried func(Endpoint) bool, pick *Pick
 		return nil, bindNone
 	}
 	if standIn != nil {
-		if from, got := a.stay(standIn, now, tried, pick); got == took {
+		if from, got := a.stay(standIn, now, tried, o); got == took {
 			return from, bindNone
 		}
 	}
@@ -296,7 +310,7 @@ func (a *app) affine(c *client, now int64, tried func(Endpoint) bool, pick *Pick
 
 // stay takes the endpoint for a client with affinity to it. The choice is nil
 // where the app has the endpoint no more.
-func (a *app) stay(e *endpoint, now int64, tried func(Endpoint) bool, pick *Pick) (*choice, answer) {
+func (a *app) stay(e *endpoint, now int64, tried func(Endpoint) bool, o *outcome) (*choice, answer) {
 	for i := range a.choices {
 		ch := &a.choices[i]
 		p := ch.pool
@@ -308,13 +322,13 @@ func (a *app) stay(e *endpoint, now int64, tried func(Endpoint) bool, pick *Pick
 			return nil, passed
 		}
 		m := &p.spec.Endpoints[at]
-		if p.spec.Disabled || !p.view(ordinary, now).members[at].affine || tried != nil && tried(e.id) {
+		if o.over&(1<<i) != 0 || p.spec.Disabled || !p.view(ordinary, now).members[at].affine || tried != nil && tried(e.id) {
 			return ch, passed
 		}
 		if m.MaxConnections > 0 && p.shared.queue.waiting.Load() > 0 || !e.reserve(int64(m.MaxConnections)) {
 			return ch, full
 		}
-		*pick = Pick{Pool: p.spec.Name, Endpoint: e.id, Host: m.Host, pool: p, ep: e}
+		o.pick = Pick{Pool: p.spec.Name, Endpoint: e.id, Host: m.Host, pool: p, ep: e}
 		return ch, took
 	}
 	return nil, passed
@@ -354,10 +368,9 @@ func (a *app) holds(home *endpoint, now int64) bool {
 func (p *Pick) connected(rtt time.Duration) {
 	r := p.ep.in.root
 	now := r.now()
-	p.ep.rtt.add(rtt, now)
-	p.ep.in.rtt.add(rtt, now)
-	if p.ep.failures.Load() != 0 {
-		p.ep.failures.Store(0)
+	if rtt > 0 {
+		p.ep.rtt.add(rtt, now)
+		p.ep.in.rtt.add(rtt, now)
 	}
 	if p.bind != bindNone && p.app != nil {
 		p.app.table.bind(p.key, now, p.ep, p.bind == bindStandIn, p.app.most)

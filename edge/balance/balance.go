@@ -54,6 +54,9 @@ type Request struct {
 	App    string              // App.Name
 	Client netip.Addr          // for affinity, hash and shedding
 	Tried  func(Endpoint) bool // endpoints that this flow must not get again; nil: none
+	// Passed tells of pools from which this flow must not get anything more,
+	// the fallback among them; nil: none.
+	Passed func(pool string) bool
 }
 
 // Pick is a choice, and a reservation: it counts as a connection of its
@@ -72,10 +75,20 @@ type Pick struct {
 	bind binding
 }
 
-// Connected tells that the connect succeeded, and how long it took.
+// Connected tells that the connect succeeded, and how long it took; 0 where
+// that says nothing of the endpoint. The client's affinity is for the endpoint
+// from now on. Whether the endpoint is well is Answered's to tell.
 func (p Pick) Connected(rtt time.Duration) {
 	if p.ep != nil {
 		p.connected(rtt)
+	}
+}
+
+// Answered tells that the endpoint is well: it ends its failures in a row. It
+// may be told at any time before Failed, Canceled or Release, several times.
+func (p Pick) Answered() {
+	if p.ep != nil && p.ep.failures.Load() != 0 {
+		p.ep.failures.Store(0)
 	}
 }
 
@@ -304,12 +317,12 @@ func (d *Director) pick(r Request) (Pick, string, *pool, bool) {
 	if a.asks {
 		c = newClient(r.Client, a.byNet())
 	}
-	o := a.pick(&c, now, r.Tried)
+	o := a.pick(&c, now, r.Tried, r.Passed)
 	switch {
 	case !o.ok:
-		return Pick{}, a.explain(&o, now, r.Tried), o.full, false
+		return Pick{}, a.explain(&o, now, r.Tried, r.Passed), o.full, false
 	case o.done != 0:
-		o.why += "; " + a.explain(&o, now, r.Tried)
+		o.why += "; " + a.explain(&o, now, r.Tried, r.Passed)
 	}
 	return o.pick, o.why, nil, true
 }

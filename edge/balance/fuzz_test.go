@@ -261,8 +261,11 @@ func runScript(t *testing.T, bytes []byte) {
 				}
 				continue
 			}
-			f.pick.Connected(time.Duration(1+s.n(5)) * time.Millisecond)
-			f.ep.failures = 0
+			f.pick.Connected(time.Duration(s.n(6)) * time.Millisecond)
+			if s.n(4) > 0 {
+				f.pick.Answered()
+				f.ep.failures = 0
+			}
 			listed := n.eps[f.pick.Endpoint] == f.ep
 			_, has := n.homes[f.client]
 			switch {

@@ -126,7 +126,8 @@ func TestEjection(t *testing.T) {
 	w := newWorld(t, []Spec{ejecting(50, b1, b2, b3)})
 	w.fail("db", b1)
 	w.fail("db", b1)
-	w.pick("db", 0, b2, b3).Connected(1) // resets the count
+	w.pick("db", 0, b2, b3).Connected(1) // says nothing
+	w.pick("db", 0, b2, b3).Answered()   // resets the count
 	w.fail("db", b1)
 	w.fail("db", b1)
 	if s := w.state("db", b1); s.State != StateUp || s.Failures != 4 || s.LastError != "connection refused" || s.LastErrorAt != epoch {
@@ -145,7 +146,7 @@ func TestEjection(t *testing.T) {
 	if s := w.state("db", b2); s.State != StateUp {
 		t.Errorf("too many are ejected: %+v", s)
 	}
-	w.pick("db", 0, b1, b3).Connected(1)
+	w.pick("db", 0, b1, b3).Answered()
 	for i, want := range []int{10, 20, 25, 25} {
 		if i > 0 {
 			w.fail("db", b1)

@@ -400,6 +400,7 @@ func TestLatencyTries(t *testing.T) {
 				end(pick)
 			} else {
 				pick.Connected(time.Millisecond)
+				pick.Answered()
 				pick.Release()
 			}
 			w.pass(100 * time.Millisecond)
@@ -414,7 +415,7 @@ func TestLatencyTries(t *testing.T) {
 	if n := tries(20, func(p Pick) { p.Failed(errRefused) }); n != 2 {
 		t.Errorf("an endpoint that fails was tried %d times in 20 s, want 2", n)
 	}
-	if n := tries(100, func(p Pick) { p.Connected(time.Second); p.Release() }); n != 2 {
+	if n := tries(100, func(p Pick) { p.Connected(time.Second); p.Answered(); p.Release() }); n != 2 {
 		t.Errorf("a slow endpoint was tried %d times in 100 s, want 2", n)
 	}
 }
