@@ -98,12 +98,18 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	_, _ = w.Write(body) // who does not hear it asks again
 }
 
+// encoded is an answer that is JSON already.
+type encoded []byte
+
 // encode is the status and the body of an answer, or of a refusal where there
 // is one.
 func encode(answer any, refusal *wire.Refusal) (status int, body []byte, err error) {
 	status = http.StatusOK
 	if refusal != nil {
 		answer, status = refusal, statusOf(refusal.Code)
+	}
+	if body, ok := answer.(encoded); ok {
+		return status, body, nil
 	}
 	if body, err = json.Marshal(answer); err != nil {
 		return http.StatusInternalServerError, nil, err

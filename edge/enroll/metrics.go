@@ -35,6 +35,7 @@ type metrics struct {
 	held  atomic.Int64
 
 	worksHeld             atomic.Int64
+	worksRefused          atomic.Uint64 // requests for work that came too soon
 	taken, foreign, stale atomic.Uint64 // results
 
 	tooManyOfPeer, tooMany atomic.Uint64 // connections that were aborted for a newer one
@@ -78,8 +79,10 @@ func (r *Registry) Counts() Counts {
 }
 
 // Drops reports the connections that were aborted because a newer one would
-// have been too many: of its peer, or in all.
+// have been too many, of its peer or in all, and the requests for work that came
+// too soon after one another.
 func (r *Registry) Drops(yield func(where, why string, n uint64)) {
 	yield("enroll", "connections_of_peer", r.metrics.tooManyOfPeer.Load())
 	yield("enroll", "connections", r.metrics.tooMany.Load())
+	yield("enroll", "work_too_often", r.metrics.worksRefused.Load())
 }

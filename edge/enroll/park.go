@@ -160,7 +160,7 @@ func (p *parked) park(w http.ResponseWriter) error {
 		p.tell(toldStop)
 	}
 	l.mu.Unlock()
-	p.await(holdFor)
+	p.await(p.poll.holdFor())
 	if len(p.conn.early) > 0 {
 		p.tell(toldInput)
 	}
@@ -252,9 +252,6 @@ func (l *lot) refusal() *wire.Refusal {
 	defer l.mu.Unlock()
 	return l.stopping
 }
-
-// holdFor is how long a poll is held.
-const holdFor = wire.HoldSync
 
 // tasteWithin bounds a read of what should be there.
 const tasteWithin = time.Second

@@ -22,6 +22,8 @@ type poll interface {
 	// hurried tells whether the next request on the connection, which has
 	// begun to come, makes the poll overdue.
 	hurried() bool
+	// holdFor is how long it is held, on a connection that is parked.
+	holdFor() time.Duration
 }
 
 // hold is a poll that waits for news of its connector.

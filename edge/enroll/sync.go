@@ -18,7 +18,8 @@ func (r *Registry) sync(ctx context.Context, key wgtypes.Key, req wire.SyncReque
 	if refusal := r.arrive(key, req); refusal != nil {
 		return wire.SyncAnswer{}, refusal
 	}
-	answer, refusal := await(ctx, &syncPoll{r, key, req.Revision}, wire.HoldSync)
+	p := &syncPoll{r, key, req.Revision}
+	answer, refusal := await(ctx, p, p.holdFor())
 	grant, _ := answer.(wire.SyncAnswer)
 	return grant, refusal
 }
@@ -59,6 +60,8 @@ func (p *syncPoll) giveUp(mine *hold) {
 func (p *syncPoll) held() *atomic.Int64 { return &p.r.metrics.held }
 
 func (p *syncPoll) hurried() bool { return false }
+
+func (p *syncPoll) holdFor() time.Duration { return wire.HoldSync }
 
 // arrive takes in what a sync says.
 func (r *Registry) arrive(key wgtypes.Key, req wire.SyncRequest) *wire.Refusal {

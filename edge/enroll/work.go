@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/warrenmesh/warren/check"
@@ -63,9 +64,10 @@ var ErrUnable = fmt.Errorf("the connector cannot check: %w", check.ErrUnable)
 // duty is what is known of a connector's work; guarded by Registry.mu.
 type duty struct {
 	works    seat
-	current  uint64    // revision of the work that there is; 0: none
-	assigned *assigned // what it was told last; nil: nothing, or no more
-	asked    time.Time // when it last asked
+	current  uint64        // revision of the work that there is; 0: none
+	assigned *assigned     // what it was told last; nil: nothing, or no more
+	asked    time.Time     // when it last asked
+	pace     *rate.Limiter // of its requests; nil: it never asked
 }
 
 // assigned is what a connector was told to do. It does not change.
@@ -73,6 +75,7 @@ type assigned struct {
 	revision, before uint64 // before: of what it was told before that
 	ids              []uint64
 	hosts            []string // both sorted
+	answer           encoded  // the wire.WorkAnswer: a connector may ask as often as it likes
 }
 
 // stirred are the connectors whose work may have changed.
@@ -168,7 +171,36 @@ func (r *Registry) setWork(name string, revision uint64) {
 // cannot be parked, where the next one is not seen coming.
 const holdUnparked = time.Second
 
+// workEvery and workBurst bound the requests for work of one connector, which
+// reports ten times in a second at most.
+const (
+	workEvery = 50 * time.Millisecond
+	workBurst = 40
+)
+
+// paceWork refuses a request before it is read, where a connector sends too
+// many.
+func (r *Registry) paceWork(key wgtypes.Key) *wire.Refusal {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.byKey[key]
+	if c == nil {
+		return r.strangerLocked(key)
+	}
+	if c.pace == nil {
+		c.pace = rate.NewLimiter(rate.Every(workEvery), workBurst)
+	}
+	if !c.pace.Allow() {
+		r.metrics.worksRefused.Add(1)
+		return wire.Refuse(wire.CodeBusy, "connector %q asks for work more often than each %v", c.rec.Name, workEvery)
+	}
+	return nil
+}
+
 func (r *Registry) serveWork(ctx context.Context, key wgtypes.Key, decode func(any) *wire.Refusal) (any, *wire.Refusal) {
+	if refusal := r.paceWork(key); refusal != nil {
+		return nil, refusal
+	}
 	var req wire.WorkRequest
 	if refusal := decode(&req); refusal != nil {
 		return nil, refusal
@@ -299,13 +331,39 @@ func (p *workPoll) look(mine *hold, wake func(), overdue bool) (any, *hold, *wir
 }
 
 // assignLocked gives c, which has that key, its work of now. It lets go of mu
-// while it asks for it.
+// while it asks for it, and asks again where setWork has heard of other work
+// meanwhile: nobody would be woken for that.
 func (r *Registry) assignLocked(c *connector, key wgtypes.Key) (any, *wire.Refusal) {
-	name := c.rec.Name
-	r.mu.Unlock()
+	for c.assigned == nil || c.assigned.revision != c.current {
+		name, expected := c.rec.Name, c.current
+		r.mu.Unlock()
+		given := r.assignment(name)
+		r.mu.Lock()
+		switch {
+		case r.byKey[key] != c:
+			return nil, r.strangerLocked(key)
+		case c.current != expected && c.current != given.revision:
+			continue
+		case given.revision == 0:
+			return nil, wire.Refuse(wire.CodeNotAllowed, "there is no work for connector %q any more", name)
+		}
+		if c.assigned != nil {
+			given.before = c.assigned.revision
+		}
+		c.assigned, c.current = given, given.revision
+	}
+	return c.assigned.answer, nil
+}
+
+// assignment asks for the work of a connector, and makes the answer of it; its
+// revision is 0 where there is none.
+func (r *Registry) assignment(name string) *assigned {
 	revision, work := r.work.Assigned(name)
-	checks, names := work.Clean()
 	given := &assigned{revision: revision}
+	if revision == 0 {
+		return given
+	}
+	checks, names := work.Clean()
 	for _, task := range work.Checks {
 		given.ids = append(given.ids, task.ID)
 	}
@@ -317,18 +375,12 @@ func (r *Registry) assignLocked(c *connector, key wgtypes.Key) (any, *wire.Refus
 	if checks+names > 0 {
 		r.log.Error("a connector is not given all of its work: it is more than one takes", "connector", name, "left_out_checks", checks, "left_out_names", names)
 	}
-	r.mu.Lock()
-	if r.byKey[key] != c {
-		return nil, r.strangerLocked(key)
+	_, body, err := encode(wire.WorkAnswer{Revision: revision, Work: work}, nil)
+	if err != nil { // Clean has left out what is no JSON
+		r.log.Error("answering a connector: " + err.Error())
 	}
-	if revision == 0 {
-		return nil, wire.Refuse(wire.CodeNotAllowed, "there is no work for connector %q any more", name)
-	}
-	if c.assigned != nil {
-		given.before = c.assigned.revision
-	}
-	c.assigned, c.current = given, revision
-	return wire.WorkAnswer{Revision: revision, Work: work}, nil
+	given.answer = body
+	return given
 }
 
 func (p *workPoll) giveUp(mine *hold) {
@@ -342,3 +394,5 @@ func (p *workPoll) giveUp(mine *hold) {
 func (p *workPoll) held() *atomic.Int64 { return &p.r.metrics.worksHeld }
 
 func (p *workPoll) hurried() bool { return true }
+
+func (p *workPoll) holdFor() time.Duration { return wire.HoldWork }

@@ -20,6 +20,8 @@ type fakeWork struct {
 	assigned map[string]wire.WorkAnswer
 	reports  map[string][]WorkReport // those that say something
 	calls    map[string]int
+	asked    int    // how often it was asked what is assigned
+	during   func() // called once, before the next answer to that is taken in
 }
 
 func newFakeWork() *fakeWork {
@@ -28,8 +30,13 @@ func newFakeWork() *fakeWork {
 
 func (f *fakeWork) Assigned(connector string) (uint64, wire.Work) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	a := f.assigned[connector]
+	f.asked++
+	a, during := f.assigned[connector], f.during
+	f.during = nil
+	f.mu.Unlock()
+	if during != nil {
+		during()
+	}
 	return a.Revision, a.Work
 }
 
@@ -64,6 +71,12 @@ func working(t *testing.T, f func(t *testing.T, s *served, work *fakeWork)) {
 
 // assign gives a connector checks of these ids and names; revision 0: nothing.
 func (s *served) assign(connector string, revision uint64, ids []uint64, names ...string) {
+	s.change(connector, revision, ids, names...)
+	synctest.Wait()
+}
+
+// change is assign, and does not wait until it is told.
+func (s *served) change(connector string, revision uint64, ids []uint64, names ...string) {
 	work := wire.Work{Specs: []wire.WorkSpec{{Check: json.RawMessage(`{"type":"tcp"}`), Interval: 5 * time.Second, Timeout: time.Second}}}
 	for _, id := range ids {
 		work.Checks = append(work.Checks, wire.Check{ID: id, Addr: netip.MustParseAddrPort("10.0.0.1:80")})
@@ -79,7 +92,6 @@ func (s *served) assign(connector string, revision uint64, ids []uint64, names .
 	f.mu.Unlock()
 	s.WorkChanged(connector)
 	s.reassign()
-	synctest.Wait()
 }
 
 func workText(t testing.TB, req wire.WorkRequest) string {
