@@ -11,7 +11,9 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -82,24 +84,44 @@ func (h *hook) post(body []byte, id string) error {
 		if errors.As(err, &u) {
 			err = u.Err
 		}
+		if h.tells(err.Error()) {
+			err = errEcho
+		}
 		return fmt.Errorf("posting to %q: %w", redact(h.spec.URL), err)
 	}
 	defer func() { _ = answer.Body.Close() }()
+	_, _ = io.CopyN(io.Discard, answer.Body, maxAnswer) // so that the conn can be used again
 	if answer.StatusCode/100 == 2 {
-		_, _ = io.CopyN(io.Discard, answer.Body, maxAnswer) // so that the conn can be used again
 		return nil
 	}
-	said, _ := io.ReadAll(io.LimitReader(answer.Body, 200))
-	return fmt.Errorf("posting to %q: %w", redact(h.spec.URL), refuse(answer, said))
+	return fmt.Errorf("posting to %q: %w", redact(h.spec.URL), refuse(answer))
 }
 
-// refuse judges an answer that is no success.
-func refuse(answer *http.Response, said []byte) *refusal {
-	code := answer.StatusCode
-	r := &refusal{what: fmt.Sprintf("it answered %d %s", code, http.StatusText(code))}
-	if len(said) > 0 {
-		r.what += fmt.Sprintf(": %q", said)
+// errEcho stands for an error that quotes what is no HTTP.
+var errEcho = errors.New("what it answers is no HTTP that makes sense, and not shown: it may hold a secret")
+
+// tells reports whether an error's text may hold what is nobody's to read: the
+// transport quotes an answer that it cannot parse, and some servers send back
+// what they were sent.
+func (h *hook) tells(text string) bool {
+	if strings.Contains(text, "malformed") {
+		return true
 	}
+	secrets := []string{h.token}
+	if u, err := url.Parse(h.spec.URL); err == nil {
+		secrets = append(secrets, u.Path, u.EscapedPath(), u.RawQuery)
+	}
+	return slices.ContainsFunc(secrets, func(s string) bool {
+		quoted := strconv.Quote(s)
+		return len(s) > 1 && (strings.Contains(text, s) || strings.Contains(text, quoted[1:len(quoted)-1]))
+	})
+}
+
+// refuse judges an answer that is no success. It leaves out the body, which may
+// repeat the URL or the token in any form.
+func refuse(answer *http.Response) *refusal {
+	code := answer.StatusCode
+	r := &refusal{what: strings.TrimSpace(fmt.Sprintf("it answered %d %s", code, http.StatusText(code)))}
 	switch {
 	case code/100 == 3:
 		r.final = true

@@ -35,7 +35,7 @@ func eventually(t *testing.T, l *Log, is func(HookStatus) bool) HookStatus {
 // real makes a Log with its own transport and one webhook.
 func real(t *testing.T, spec Spec) *Log {
 	t.Helper()
-	l := New(Deps{Grace: 10 * time.Millisecond, Secret: files{"key": key}.read})
+	l := New(Deps{Grace: 10 * time.Millisecond, Secret: files{"key": key, "token": "hunter2"}.read})
 	t.Cleanup(l.Stop)
 	spec.Name = "real"
 	if err := l.Apply([]Spec{spec}); err != nil {
@@ -89,7 +89,29 @@ func TestRealFailures(t *testing.T) {
 					return
 				}
 			}
-		}, "it answered 500 Internal Server Error: \"xxx"},
+		}, "it answered 500 Internal Server Error"},
+		{"repeats the URL", false, func(w http.ResponseWriter, r *http.Request) {
+			http.Error(w, "no such hook: "+r.URL.Path, http.StatusNotFound)
+		}, "it answered 404 Not Found"},
+		{"repeats the token", false, func(w http.ResponseWriter, r *http.Request) {
+			http.Error(w, "who is "+r.Header.Get("Authorization")+"?", http.StatusForbidden)
+		}, "it answered 403 Forbidden"},
+		{"is no HTTP", false, func(w http.ResponseWriter, r *http.Request) {
+			c, _, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, "you said "+r.RequestURI+" "+r.Header.Get("Authorization")+"\r\n\r\n")
+			_ = c.Close()
+		}, "no HTTP that makes sense"},
+		{"repeats the URL in its headers", false, func(w http.ResponseWriter, r *http.Request) {
+			c, _, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, "HTTP/1.1 400 no\r\nTransfer-Encoding: "+r.RequestURI+"\r\n\r\n")
+			_ = c.Close()
+		}, "no HTTP that makes sense"},
 		{"endless headers", false, func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X", endless) }, "header"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -101,10 +123,11 @@ func TestRealFailures(t *testing.T) {
 				server.Start()
 			}
 			defer server.Close()
-			l := real(t, Spec{URL: server.URL + "/secret", Timeout: 200 * time.Millisecond})
+			l := real(t, Spec{URL: server.URL + "/secret/1?k=hunter3", TokenFile: "token", Timeout: 200 * time.Millisecond})
 			add(l, 1, "pool")
 			s := eventually(t, l, func(s HookStatus) bool { return strings.Contains(s.LastError, test.want) }) // a slow machine may time out first
-			if strings.Contains(s.LastError, "/secret") || len(s.LastError) > 1000 || s.Delivered != 0 {
+			shows := func(secret string) bool { return strings.Contains(s.LastError, secret) }
+			if shows("secret/") || shows("hunter") || len(s.LastError) > 1000 || s.Delivered != 0 {
 				t.Errorf("status = %+v", s)
 			}
 			l.Stop()
