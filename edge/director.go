@@ -6,22 +6,24 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/warrenmesh/warren/edge/admin/client"
 	"github.com/warrenmesh/warren/edge/balance"
+	"github.com/warrenmesh/warren/edge/config"
 	"github.com/warrenmesh/warren/edge/events"
 	"github.com/warrenmesh/warren/edge/flow"
+	"github.com/warrenmesh/warren/edge/ingress"
 	"github.com/warrenmesh/warren/edge/monitor"
 	"github.com/warrenmesh/warren/edge/observe"
 	"github.com/warrenmesh/warren/edge/public"
 	"github.com/warrenmesh/warren/edge/resolve"
-	"github.com/warrenmesh/warren/host"
 	"github.com/warrenmesh/warren/host/lookup"
 	"github.com/warrenmesh/warren/netstack/tunnel"
 )
 
-// Kinds of events, besides those of balance.
+// kindConnector is the kind of events that tell of connectors.
 const kindConnector = "connector"
 
 // errEndpointDown is the cause that ends the UDP sessions of an endpoint that
@@ -45,7 +47,7 @@ func (e *Edge) onHealth(c monitor.Change) {
 	if now := e.current.Load(); now != nil {
 		now.healthChanged(c.Network, c.Addr)
 	}
-	if c.To == monitor.StateDown {
+	if c.To == monitor.StateDown && e.listensUDP() {
 		e.endSessions(balance.Endpoint{Network: c.Network, Addr: c.Addr})
 	}
 }
@@ -57,22 +59,50 @@ func (s *snapshot) healthChanged(network string, addr netip.AddrPort) {
 	}
 }
 
-// endSessions ends the UDP sessions at an endpoint: their next datagrams begin
-// others, elsewhere.
+// endSessions ends the UDP sessions at an endpoint of those pools whose monitor
+// says that it is down: their next datagrams begin others, elsewhere.
 func (e *Edge) endSessions(at balance.Endpoint) {
+	now := e.current.Load()
+	if now == nil {
+		return
+	}
+	left := map[string]bool{}
+	for _, p := range now.pools {
+		if p.Monitor == "" || !slices.ContainsFunc(p.Endpoints, func(m balance.Member) bool { return m.Endpoint == at }) {
+			continue
+		}
+		if up, _ := e.monitor.Up(at.Network, at.Addr, p.Monitor); !up {
+			left[p.Name] = true
+		}
+	}
 	e.observer.Table.Each(func(r flow.Record) bool {
-		if r.Proto == "udp" && r.Network == at.Network && r.Endpoint == at.Addr {
+		if r.Proto != "udp" || r.Network != at.Network || r.Endpoint != at.Addr || !left[r.Pool] {
+			return true
+		}
+		if a := now.apps[r.App]; a == nil || a.Fallback != r.Pool { // there its health does not count
 			e.observer.Table.Kill(r.ID, errEndpointDown)
 		}
 		return true
 	})
 }
 
+// listensUDP tells whether there can be UDP sessions.
+func (e *Edge) listensUDP() bool {
+	now := e.current.Load()
+	return now != nil && slices.ContainsFunc(now.cfg.IngressSpecs(), func(s ingress.Spec) bool { return s.Network == "udp" })
+}
+
 // onSteering hears of pools, and of endpoints in them. What a monitor says of
-// an endpoint, onHealth has told already.
+// an endpoint, onHealth has told already, also while it is ejected.
 func (e *Edge) onSteering(c balance.Event) {
+	if c.Kind == balance.KindEndpoint && ofMonitor(c.To) && c.To != balance.StateUp && c.From != balance.StateDraining && c.From != balance.StateDisabled {
+		return
+	}
 	if c.Kind == balance.KindEndpoint && ofMonitor(c.From) && ofMonitor(c.To) {
 		return
+	}
+	if c.To == balance.StateEjected && ofMonitor(c.From) {
+		c.From = balance.StateUp // as its monitor says; the rest of an ejection is told when it begins to count again
 	}
 	event := events.Event{
 		Time: c.Time, Kind: c.Kind, Pool: c.Pool, From: string(c.From), To: string(c.To), Why: c.Why,
@@ -115,6 +145,17 @@ func (e *Edge) connectorEvent(p *tunnel.Peer, s tunnel.PeerState) {
 	e.events.Add(events.Event{
 		Kind: kindConnector, Network: p.NetworkName(), Connector: p.Name(), From: was, To: state, Why: why,
 	})
+}
+
+// onMoved hears of a connector that an operator has moved: it is gone, or serves
+// other routes, or drains.
+func (e *Edge) onMoved(connector string, gone bool) {
+	e.work.stir()
+	if gone {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		delete(e.connectorWas, connector)
+	}
 }
 
 // Events implements admin.Source.
@@ -176,7 +217,7 @@ func findEndpoint(director *balance.Director, pool string, addr netip.AddrPort) 
 // openDirector makes what balances: monitors, names, events, and the work that
 // connectors do for them.
 func (e *Edge) openDirector() {
-	e.events = events.New(events.Deps{Node: e.first.Edge.Name, Ring: e.first.Events.Ring, Secret: readSecret, Log: e.log})
+	e.events = events.New(events.Deps{Node: e.first.Edge.Name, Ring: e.first.Events.Ring, Secret: config.ReadSecret, Log: e.log})
 	e.public.Store(public.New(public.Spec{}))
 	e.names = resolve.New(resolve.Deps{Lookup: lookup.New(lookup.Deps{}).Lookup, OnChange: e.onNames})
 	e.monitor = monitor.New(monitor.Deps{Dial: e.dialCheck, Ping: e.pingCheck, OnChange: e.onHealth, OnTasks: e.work.stir})
@@ -202,8 +243,3 @@ func (e *Edge) webhookStates() []observe.WebhookState {
 	}
 	return out
 }
-
-// maxSecret is the most bytes of a webhook's secret or token.
-const maxSecret = 4 << 10
-
-func readSecret(path string) ([]byte, error) { return host.ReadPrivate(path, maxSecret) }

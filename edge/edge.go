@@ -219,12 +219,18 @@ func (e *Edge) serve(ctx context.Context) error {
 	if e.opts.Ready != nil {
 		e.opts.Ready(e)
 	}
+	follow, following := e.renamed, time.NewTimer(0)
+	defer following.Stop()
 	for {
 		select {
 		case <-e.opts.Reload:
 			_, _ = e.reload() // logs its outcome itself
-		case <-e.renamed:
+		case <-follow:
 			e.follow()
+			follow = nil
+			following.Reset(followEvery)
+		case <-following.C:
+			follow = e.renamed
 		case <-ctx.Done():
 			return e.drainAndEnd()
 		}

@@ -36,7 +36,7 @@ func (s registryStore) Update(f func(enroll.Tx) error) error {
 // openRegistry reads who may be a connector. Nobody is in the tunnel before
 // enforce has made the networks.
 func (e *Edge) openRegistry() (err error) {
-	e.nets.init(e.tunnel, e.isDenied)
+	e.nets.init(e.tunnel, e.isDenied, e.onMoved)
 	e.registry, err = enroll.New(enroll.Spec{}, enroll.Deps{
 		Store: registryStore{e.store}, Peers: &e.nets, Log: e.log, PublicKey: e.tunnel.PublicKey(),
 		Work: e.work,

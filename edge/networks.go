@@ -22,7 +22,8 @@ import (
 // up at any time.
 type networks struct {
 	tunnel *tunnel.Tunnel
-	denied func(wgtypes.Key) bool // whose declared connector stays out
+	denied func(wgtypes.Key) bool            // whose declared connector stays out
+	moved  func(connector string, gone bool) // hears of changes that the tunnel does not tell
 
 	mu       sync.RWMutex
 	byName   map[string]*tunnel.Network
@@ -33,8 +34,8 @@ type networks struct {
 	own atomic.Pointer[map[netip.Addr]struct{}] // addresses of this machine, by the config in force
 }
 
-func (n *networks) init(t *tunnel.Tunnel, denied func(wgtypes.Key) bool) {
-	n.tunnel, n.denied = t, denied
+func (n *networks) init(t *tunnel.Tunnel, denied func(wgtypes.Key) bool, moved func(connector string, gone bool)) {
+	n.tunnel, n.denied, n.moved = t, denied, moved
 	n.byName = make(map[string]*tunnel.Network)
 	n.peers = make(map[string]*tunnel.Peer)
 	n.enrolled = make(map[string]bool)
@@ -147,7 +148,7 @@ func (c *netChange) commit() (changes []string, failed []error) {
 		spec, stays := wanted[p.Name()]
 		if stays && spec.PublicKey.Key == p.PublicKey() && spec.Network == p.NetworkName() {
 			if !slices.Equal(spec.Routes, p.Routes()) {
-				if err := p.SetRoutes(spec.Routes); err != nil {
+				if err := c.nets.SetRoutes(spec.Name, spec.Routes); err != nil {
 					failed = append(failed, err)
 				}
 				c.changes = append(c.changes, fmt.Sprintf("connector %q: routes changed", p.Name()))
@@ -262,10 +263,11 @@ func (n *networks) remove(p *tunnel.Peer) {
 // take takes a connector out of the names, and returns it; nil: there is none.
 func (n *networks) take(name string) *tunnel.Peer {
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	p := n.peers[name]
 	delete(n.peers, name)
 	delete(n.enrolled, name)
+	n.mu.Unlock()
+	n.moved(name, true)
 	return p
 }
 

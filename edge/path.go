@@ -57,8 +57,11 @@ func (e *Edge) walk(ctx context.Context, in ingress.Accepted) {
 		return
 	}
 	terms := p.terms(app.idle(in.Spec.Network))
-	p.way = &way{e: e, director: now.director, app: app.SteeredAt(offset), flow: f, entry: p.entry}
-	origin, status, why := p.way.find(connecting, in.Conn, app.RetryFirstByte && in.Spec.Network == "tcp", terms)
+	p.way = &way{
+		e: e, director: now.director, app: app.SteeredAt(offset), alone: app.alone,
+		opening: app.RetryFirstByte && in.Spec.Network == "tcp", flow: f, entry: p.entry,
+	}
+	origin, status, why := p.way.find(connecting, in.Conn, terms)
 	if origin == nil {
 		netx.Abort(in.Conn)
 		p.end(status, why)

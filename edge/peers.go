@@ -89,6 +89,7 @@ func (n *networks) SetRoutes(name string, routes []netip.Prefix) error {
 	if p == nil {
 		return errNoConnector(name)
 	}
+	defer n.moved(name, false)
 	return p.SetRoutes(routes)
 }
 
@@ -112,6 +113,7 @@ func (n *networks) DropKey(name string, key wgtypes.Key) {
 func (n *networks) SetHeld(name string, held bool) {
 	if p := n.peer(name); p != nil {
 		p.SetHeld(held)
+		n.moved(name, false)
 	}
 }
 

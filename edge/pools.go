@@ -8,6 +8,7 @@ import (
 
 	"github.com/warrenmesh/warren/edge/admin/client"
 	"github.com/warrenmesh/warren/edge/balance"
+	"github.com/warrenmesh/warren/edge/config"
 	"github.com/warrenmesh/warren/edge/monitor"
 	"github.com/warrenmesh/warren/edge/observe"
 	"github.com/warrenmesh/warren/edge/resolve"
@@ -71,6 +72,9 @@ func (e *Edge) showNames(declared []balance.Member) []client.Name {
 		}
 		for _, a := range answer.Addrs {
 			shown.Addresses = append(shown.Addresses, a.String())
+			if m.Network == config.Public && answer.Err == nil {
+				answer.Err = e.public.Load().Check(a)
+			}
 		}
 		if answer.Err != nil {
 			shown.Error = answer.Err.Error()

@@ -29,6 +29,7 @@ type snapshot struct {
 	since    time.Time
 	apps     map[string]*app
 	routes   *route.Table[*app]
+	monitors []monitor.Spec // with their files read
 	pools    []balance.Spec // with the addresses that names have
 	director *balance.Director
 }
@@ -37,6 +38,7 @@ type snapshot struct {
 type app struct {
 	config.App
 	rules *policy.Rules
+	alone bool // a flow of it has one endpoint to go to, and no other
 }
 
 // idle is how long a flow of the app may be silent.
@@ -48,8 +50,11 @@ func (a *app) idle(proto string) time.Duration {
 }
 
 // build makes the snapshot that follows previous (nil: the first).
-func (e *Edge) build(cfg *config.Config, previous *snapshot) (*snapshot, error) {
+func (e *Edge) build(cfg *config.Config, previous *snapshot) (_ *snapshot, err error) {
 	next := &snapshot{cfg: cfg, revision: 1, since: time.Now(), apps: make(map[string]*app), pools: cfg.PoolsWith(e.addressesOf)}
+	if next.monitors, err = cfg.ReadMonitors(); err != nil {
+		return nil, err
+	}
 	if previous != nil {
 		next.revision = previous.revision + 1
 		next.director = previous.director.With(next.pools, cfg.BalanceApps())
@@ -62,7 +67,7 @@ func (e *Edge) build(cfg *config.Config, previous *snapshot) (*snapshot, error) 
 		if err != nil {
 			return nil, fmt.Errorf("reading the policy of app %q: %w", c.Name, err)
 		}
-		a := &app{App: c, rules: rules}
+		a := &app{App: c, rules: rules, alone: next.alone(c)}
 		next.apps[c.Name] = a
 		for _, l := range c.Listeners {
 			listeners = append(listeners, route.Listener[*app]{Name: c.Name, Network: l.Network, Addr: l.Addr, Offset: l.Offset, App: a})
@@ -74,6 +79,21 @@ func (e *Edge) build(cfg *config.Config, previous *snapshot) (*snapshot, error) 
 	}
 	next.routes = routes
 	return next, nil
+}
+
+// alone tells whether each flow of the app has one endpoint to go to.
+func (s *snapshot) alone(a config.App) bool {
+	wanted := a.PoolsAt(0)
+	if a.Fallback != "" {
+		wanted = append(slices.Clone(wanted), a.Fallback)
+	}
+	endpoints := 0
+	for _, pool := range s.pools {
+		if slices.Contains(wanted, pool.Name) {
+			endpoints += len(pool.Endpoints)
+		}
+	}
+	return endpoints == 1
 }
 
 // outcome is what a config that is in force brought, in words.
@@ -116,23 +136,27 @@ func (e *Edge) enforce(cfg *config.Config) (outcome, error) {
 	if err := unchangeable(e.first, cfg); err != nil {
 		return outcome{}, err
 	}
+	e.awaitNames(previous, cfg)
 	next, err := e.build(cfg, previous)
 	if err != nil {
+		e.forgetNames(previous)
 		return outcome{}, err
 	}
 	zones, problems := zone.Build(cfg.DNS.Source(uint64(next.since.Unix())))
 	if len(problems) > 0 {
+		e.forgetNames(previous)
 		return outcome{}, problems[0]
 	}
-	p, err := e.prepare(cfg, next.pools)
+	p, err := e.prepare(next)
 	if err != nil {
+		e.forgetNames(previous)
 		return outcome{}, err
 	}
 	p.settle()
 	e.current.Store(next)
 	e.zones.Publish(zones)
 	p.commit()
-	next.refresh()
+	next.director.Activate()
 	p.done.changes = append(p.done.changes, difference(previous, next)...)
 	return p.done, nil
 }
@@ -152,20 +176,22 @@ type prepared struct {
 	dns       *dnsd.Change
 	checks    *monitor.Pending
 	webhooks  *events.Pending
+	public    *public.Dialer // the one before; nil where it was not replaced
 	done      outcome
 }
 
 // prepare lets every room prepare cfg. On failure each has rolled back.
-func (e *Edge) prepare(cfg *config.Config, pools []balance.Spec) (*prepared, error) {
-	p := &prepared{e: e, cfg: cfg, first: e.current.Load() == nil}
-	if err := p.all(cfg, pools); err != nil {
+func (e *Edge) prepare(next *snapshot) (*prepared, error) {
+	p := &prepared{e: e, cfg: next.cfg, first: e.current.Load() == nil}
+	if err := p.all(next); err != nil {
 		p.rollback()
 		return nil, err
 	}
 	return p, nil
 }
 
-func (p *prepared) all(cfg *config.Config, pools []balance.Spec) (err error) {
+func (p *prepared) all(next *snapshot) (err error) {
+	cfg := next.cfg
 	p.members = enrollSpec(cfg)
 	if err = p.e.registry.Check(p.members); err != nil {
 		return err
@@ -182,12 +208,11 @@ func (p *prepared) all(cfg *config.Config, pools []balance.Spec) (err error) {
 	if p.webhooks, err = p.e.events.Prepare(cfg.Webhooks); err != nil {
 		return err
 	}
-	for _, w := range cfg.Webhooks {
-		for _, text := range w.Warnings() {
-			p.warn(fmt.Sprintf("webhook %q: %s", w.Name, text))
-		}
+	for _, text := range cfg.Warnings() {
+		p.warn(text)
 	}
-	p.checks, err = p.e.monitor.Prepare(cfg.Monitors, config.Targets(pools))
+	p.public = p.e.public.Swap(public.New(publicSpec(cfg))) // before the checks that need it
+	p.checks, err = p.e.monitor.Prepare(next.monitors, config.Targets(next.pools))
 	return err
 }
 
@@ -203,6 +228,9 @@ func (e *Edge) listenersOf(cfg *config.Config) []ingress.Spec {
 func (p *prepared) rollback() {
 	if p.checks != nil {
 		p.checks.Rollback()
+	}
+	if p.public != nil {
+		p.e.public.Store(p.public)
 	}
 	if p.webhooks != nil {
 		p.webhooks.Rollback()
@@ -225,7 +253,7 @@ func (p *prepared) settle() {
 	if p.first {
 		return
 	}
-	if n := settleChecks(p.checks); n > 0 {
+	if n := settleChecks(p.checks, settleTime); n > 0 {
 		p.warn(fmt.Sprintf("new endpoints of which no check has told anything yet, so that they count as down: %d", n))
 	}
 }
@@ -242,7 +270,6 @@ func (p *prepared) commit() {
 	changes, failed := p.nets.commit()
 	p.done.changes = changes
 	p.e.registry.Apply(p.members)
-	p.e.public.Store(public.New(publicSpec(p.cfg)))
 	p.checks.Commit()
 	p.webhooks.Commit()
 	p.e.wantNames(p.cfg.Names())

@@ -130,10 +130,13 @@ func TestMutantsStart(t *testing.T) {
 	t.Parallel()
 	const base = 21000 // below the ports that the kernel hands out
 	dir := t.TempDir()
-	text := mutate.Edge(base, filepath.Join(dir, "state"))
-	mutants, err := mutate.All(text)
-	if err != nil {
-		t.Fatal(err)
+	var mutants []mutate.Mutant
+	for _, text := range []string{mutate.Edge(base, filepath.Join(dir, "state")), mutate.Director(base, filepath.Join(dir, "state"))} {
+		more, err := mutate.All(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mutants = append(mutants, more...)
 	}
 	env := func(key string) string {
 		if key == "HOME" {
@@ -141,7 +144,7 @@ func TestMutantsStart(t *testing.T) {
 		}
 		return ""
 	}
-	accepted, step := 0, 3 // some 250 starts
+	accepted, step := 0, 5 // some 300 starts
 	if raceEnabled || testing.Short() {
 		step = 30
 	}

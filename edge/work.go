@@ -2,17 +2,19 @@ package edge
 
 import (
 	"encoding/json"
+	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/warrenmesh/warren/check"
 	"github.com/warrenmesh/warren/edge/enroll"
 	"github.com/warrenmesh/warren/edge/monitor"
 	"github.com/warrenmesh/warren/edge/resolve"
 	"github.com/warrenmesh/warren/edge/wire"
-	"github.com/warrenmesh/warren/netstack/tunnel"
 )
 
 // work is what connectors do on the edge's behalf: the checks of monitors that
@@ -29,7 +31,9 @@ type work struct {
 	names    []resolve.Name    // private ones, that are wanted
 	checks   map[uint64]string // task → connector
 	hosts    map[resolve.Name]string
-	assigned map[string]assignment // by connector
+	failed   map[resolve.Name]map[string]time.Time // who could not resolve it, and when
+	idle     map[string]time.Time                  // who did not ask for its work; of what start it was
+	assigned map[string]assignment                 // by connector
 	revision uint64
 }
 
@@ -37,20 +41,29 @@ type work struct {
 type assignment struct {
 	revision uint64
 	network  string
+	since    time.Time // when the connector first had any
 	work     wire.Work
 }
 
-// workMember is a live connector that may get work.
-type workMember struct {
-	peer   *tunnel.Peer
+// idleLimit is how long a connector may have work without asking for it. One
+// that does not is of another kind, as an older release or a WireGuard router:
+// others do it, until it calls anew.
+const idleLimit = 15 * time.Second
+
+// member is a live connector that may get work.
+type member struct {
+	name   string
 	routes []netip.Prefix
-	load   int // checks that it has
+	speaks bool // control, since this edge started
+	checks int  // that it has
+	names  int
 }
 
 func newWork(e *Edge) *work {
 	return &work{
 		e: e, news: make(chan struct{}, 1), over: make(chan struct{}), checks: make(map[uint64]string),
-		hosts: make(map[resolve.Name]string), assigned: make(map[string]assignment),
+		hosts: make(map[resolve.Name]string), failed: make(map[resolve.Name]map[string]time.Time),
+		idle: make(map[string]time.Time), assigned: make(map[string]assignment),
 	}
 }
 
@@ -66,6 +79,7 @@ func (w *work) stir() {
 func (w *work) want(names []resolve.Name) {
 	w.mu.Lock()
 	w.names = slices.DeleteFunc(slices.Clone(names), func(n resolve.Name) bool { return n.Network == resolve.Public })
+	maps.DeleteFunc(w.failed, func(n resolve.Name, _ map[string]time.Time) bool { return !slices.Contains(w.names, n) })
 	w.mu.Unlock()
 	w.stir()
 }
@@ -73,12 +87,18 @@ func (w *work) want(names []resolve.Name) {
 // start shares work out whenever it is stirred, until stop.
 func (w *work) start() {
 	w.loop.Go(func() {
+		look := time.NewTicker(idleLimit / 3) // for those that do not ask for their work
+		defer look.Stop()
 		for {
 			select {
 			case <-w.over:
 				return
 			case <-w.news:
 				w.share()
+			case <-look.C:
+				if w.lookForIdle() {
+					w.share()
+				}
 			}
 		}
 	})
@@ -89,49 +109,93 @@ func (w *work) stop() {
 	w.loop.Wait()
 }
 
+// lookForIdle notes who has had work for a while and has not asked for it, and
+// tells whether there is any work.
+func (w *work) lookForIdle() (any bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.assigned) == 0 {
+		return false
+	}
+	for _, c := range w.e.registry.Connectors() {
+		a, has := w.assigned[c.Name]
+		if has && time.Since(a.since) > idleLimit && c.LastWork.Before(a.since) {
+			w.idle[c.Name] = c.Report.Started
+		}
+	}
+	return true
+}
+
 // share gives every task to a connector, and tells those whose work has
 // changed, and the monitor what nobody can do.
 func (w *work) share() {
 	tasks := w.e.monitor.Tasks()
 	members := w.members()
 	w.mu.Lock()
+	next := &sharing{parts: make(map[string]assignment), specs: make(map[string]map[*monitor.Spec]int)}
 	checks, hosts := make(map[uint64]string, len(tasks)), make(map[resolve.Name]string, len(w.names))
-	next := make(map[string]assignment)
-	var unserved []uint64
-	specs := make(map[string]map[*monitor.Spec]int)
 	for _, t := range tasks {
-		m := choose(members[t.Network], t.Addr.Addr(), w.checks[t.ID])
-		if m == nil {
-			unserved = append(unserved, t.ID)
+		if m := choose(members[t.Network], t.Addr.Addr(), w.checks[t.ID]); m != nil && next.add(m, t) {
+			checks[t.ID] = m.name
 			continue
 		}
-		m.load++
-		name := m.peer.Name()
-		checks[t.ID] = name
-		if specs[name] == nil {
-			specs[name] = make(map[*monitor.Spec]int)
-		}
-		next[name] = withCheck(next[name], t, specs[name])
+		next.unserved = append(next.unserved, t.ID)
 	}
 	for _, n := range w.names {
-		name := resolverOf(members[n.Network], w.hosts[n])
-		if name == "" {
-			continue
+		if m := resolverOf(members[n.Network], w.hosts[n], w.failed[n]); m != nil {
+			hosts[n] = m.name
+			next.addName(m, n)
 		}
-		hosts[n] = name
-		a := next[name]
-		a.network, a.work.Names = n.Network, append(a.work.Names, wire.Name{Host: n.Host})
-		next[name] = a
 	}
-	changed := w.replaceLocked(next)
+	changed := w.replaceLocked(next.parts)
 	w.checks, w.hosts = checks, hosts
 	w.mu.Unlock()
-	for _, id := range unserved {
+	for _, id := range next.unserved {
 		w.e.monitor.Unserved(id)
 	}
 	if len(changed) > 0 {
 		w.e.registry.WorkChanged(changed...)
 	}
+}
+
+// sharing is how work is being shared out.
+type sharing struct {
+	parts    map[string]assignment
+	specs    map[string]map[*monitor.Spec]int // places in a part's Specs
+	unserved []uint64
+}
+
+// add gives a task to m, and tells whether there was room for it.
+func (s *sharing) add(m *member, t monitor.Task) bool {
+	a, places := s.parts[m.name], s.specs[m.name]
+	if places == nil {
+		places = make(map[*monitor.Spec]int)
+		s.specs[m.name] = places
+	}
+	at, known := places[t.Spec]
+	if !known {
+		text, err := json.Marshal(t.Spec.Check)
+		if err != nil || len(a.work.Specs) == wire.MaxSpecs || len(text) > wire.MaxSpec {
+			return false
+		}
+		at = len(a.work.Specs)
+		places[t.Spec] = at
+		a.work.Specs = append(a.work.Specs, wire.WorkSpec{
+			Check: text, Interval: t.Spec.Interval, Timeout: t.Spec.Timeout, Retries: t.Spec.Retries,
+		})
+	}
+	m.checks++
+	a.network = t.Network
+	a.work.Checks = append(a.work.Checks, wire.Check{ID: t.ID, Spec: at, Addr: t.Addr})
+	s.parts[m.name] = a
+	return true
+}
+
+func (s *sharing) addName(m *member, n resolve.Name) {
+	m.names++
+	a := s.parts[m.name]
+	a.network, a.work.Names = n.Network, append(a.work.Names, wire.Name{Host: n.Host})
+	s.parts[m.name] = a
 }
 
 // replaceLocked puts next in force, and returns whose work is another now.
@@ -143,7 +207,10 @@ func (w *work) replaceLocked(next map[string]assignment) (changed []string) {
 			continue
 		}
 		w.revision++
-		a.revision = w.revision
+		a.revision, a.since = w.revision, old.since
+		if !had {
+			a.since = time.Now()
+		}
 		next[name] = a
 		changed = append(changed, name)
 	}
@@ -156,50 +223,55 @@ func (w *work) replaceLocked(next map[string]assignment) (changed []string) {
 	return changed
 }
 
-// withCheck adds a task to a connector's part; specs has the places of the ways
-// to check that are there.
-func withCheck(a assignment, t monitor.Task, specs map[*monitor.Spec]int) assignment {
-	at, known := specs[t.Spec]
-	if !known {
-		text, err := json.Marshal(t.Spec.Check)
-		if err != nil {
-			return a // strings, lists of strings, a map of strings: they have a JSON
-		}
-		at = len(a.work.Specs)
-		specs[t.Spec] = at
-		a.work.Specs = append(a.work.Specs, wire.WorkSpec{
-			Check: text, Interval: t.Spec.Interval, Timeout: t.Spec.Timeout, Retries: t.Spec.Retries,
-		})
-	}
-	a.network = t.Network
-	a.work.Checks = append(a.work.Checks, wire.Check{ID: t.ID, Spec: at, Addr: t.Addr})
-	return a
-}
-
 // members are the connectors that may get work, by network, sorted by name.
-func (w *work) members() map[string][]*workMember {
-	out := make(map[string][]*workMember)
+func (w *work) members() map[string][]*member {
+	known := make(map[string]enroll.Connector)
+	for _, c := range w.e.registry.Connectors() {
+		known[c.Name] = c
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := make(map[string][]*member)
 	for _, p := range w.e.nets.connectors() {
+		c := known[p.Name()]
+		if was, idle := w.idle[p.Name()]; idle && !was.Equal(c.Report.Started) {
+			delete(w.idle, p.Name()) // it has started anew
+		} else if idle {
+			continue
+		}
 		if s := p.State(); s.Alive && !s.Draining && !s.Held {
-			out[p.NetworkName()] = append(out[p.NetworkName()], &workMember{peer: p, routes: p.Routes()})
+			out[p.NetworkName()] = append(out[p.NetworkName()], &member{
+				name: p.Name(), routes: p.Routes(), speaks: !c.LastSync.IsZero(),
+			})
 		}
 	}
 	return out
 }
 
+// before tells whether m should rather have work than other, which had did so
+// far: who speaks control comes first, then who had it, then less tells.
+func (m *member) before(other *member, had string, less bool) bool {
+	switch {
+	case m.speaks != other.speaks:
+		return m.speaks
+	case m.name == had, other.name == had:
+		return m.name == had
+	}
+	return less
+}
+
 // choose returns who checks addr: of those with the longest route to it, the
 // one that had the task already, else the one with the least to do; nil: there
 // is none.
-func choose(members []*workMember, addr netip.Addr, had string) *workMember {
-	var best *workMember
+func choose(members []*member, addr netip.Addr, had string) *member {
+	var best *member
 	bits := -1
 	for _, m := range members {
 		n := longest(m.routes, addr)
-		if m.load >= wire.MaxChecks || n < 0 || n < bits {
+		if m.checks >= wire.MaxChecks || n < 0 || n < bits {
 			continue
 		}
-		mine := m.peer.Name() == had
-		if best == nil || n > bits || mine || best.peer.Name() != had && m.load < best.load {
+		if best == nil || n > bits || m.before(best, had, m.checks < best.checks) {
 			best, bits = m, n
 		}
 	}
@@ -217,17 +289,22 @@ func longest(routes []netip.Prefix, addr netip.Addr) int {
 	return bits
 }
 
-// resolverOf names who resolves a name: who did, else the first.
-func resolverOf(members []*workMember, had string) string {
+// resolverOf says who resolves a name: of those that have not failed to, or did
+// so the longest ago, the one that had it, else the first; nil: there is none.
+func resolverOf(members []*member, had string, failed map[string]time.Time) *member {
+	var best *member
 	for _, m := range members {
-		if m.peer.Name() == had {
-			return had
+		if m.names >= wire.MaxNames {
+			continue
+		}
+		switch {
+		case best == nil, failed[m.name].Before(failed[best.name]):
+			best = m
+		case failed[m.name].Equal(failed[best.name]) && m.before(best, had, false):
+			best = m
 		}
 	}
-	if len(members) == 0 {
-		return ""
-	}
-	return members[0].peer.Name()
+	return best
 }
 
 // Assigned implements enroll.Work.
@@ -243,13 +320,48 @@ func (w *work) Report(connector string, report enroll.WorkReport) {
 	w.mu.Lock()
 	network := w.assigned[connector].network
 	w.mu.Unlock()
-	if network == "" {
+	p := w.e.nets.peer(connector)
+	if network == "" || p == nil {
 		return
 	}
 	for _, r := range report.Results {
 		w.e.monitor.Reported(connector, r.ID, check.Result{RTT: r.RTT, Err: r.Err, Expires: r.Expires})
 	}
+	routes := p.Routes()
 	for _, f := range report.Names {
-		w.e.names.Report(resolve.Name{Network: network, Host: f.Host}, f.Addrs, f.TTL, f.Err)
+		name := resolve.Name{Network: network, Host: f.Host}
+		addrs, err := ownAddrs(connector, routes, f)
+		w.e.names.Report(name, addrs, f.TTL, err)
+		w.noteName(name, connector, err)
+	}
+}
+
+// ownAddrs are those of the addresses found that the connector has a route to:
+// it must not lead flows to hosts that are another's.
+func ownAddrs(connector string, routes []netip.Prefix, f enroll.Found) ([]netip.Addr, error) {
+	if f.Err != nil {
+		return nil, f.Err
+	}
+	own := slices.DeleteFunc(slices.Clone(f.Addrs), func(a netip.Addr) bool { return longest(routes, a.Unmap()) < 0 })
+	if len(own) == 0 {
+		return nil, fmt.Errorf("connector %q says %v, and has no route there", connector, f.Addrs[:min(len(f.Addrs), 4)])
+	}
+	return own, nil
+}
+
+// noteName remembers who could not resolve a name, so that another is asked.
+func (w *work) noteName(name resolve.Name, connector string, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err == nil {
+		delete(w.failed, name)
+		return
+	}
+	if w.failed[name] == nil {
+		w.failed[name] = make(map[string]time.Time)
+	}
+	w.failed[name][connector] = time.Now()
+	if w.e.names.Addrs(name).Err != nil {
+		w.stir()
 	}
 }
