@@ -1,8 +1,10 @@
 // Package connector is the process inside a private network. It dials out to
 // its edges over WireGuard, takes the flows that they ask for, and carries
 // each to its origin: guard → origin → relay. Endpoints that an edge wants
-// checked from here, and private names that it wants resolved, it checks and
-// resolves, with the same guard and origin, and tells the edge what came of it.
+// checked from here it checks, with the same guard and origin. Private names
+// that an edge wants resolved it asks this machine's resolver for, a few hundred
+// at most, and tells those addresses that a flow of the edge could reach: so an
+// edge can learn whether a name exists, and no address that the guard denies.
 //
 // Make a Connector from a Spec and Run it until its context ends; it then
 // drains. It enrols where it has a token to, reconnects for ever, does as each

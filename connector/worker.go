@@ -31,7 +31,8 @@ const (
 
 	// A name is asked for again when its TTL has passed, within these bounds,
 	// and after failedAgain where the resolver gave no answer. One that does not
-	// exist is asked for again after its negative TTL, up to absentMost.
+	// exist is asked for again after its negative TTL, up to absentMost; so is one
+	// of which nothing may be told, as the edge's routes may change.
 	minTTL      = time.Second
 	maxTTL      = time.Hour
 	failedAgain = 5 * time.Second
@@ -44,6 +45,9 @@ const (
 
 // errUnable: a check that cannot be made here.
 var errUnable = fmt.Errorf("this connector cannot make it: %w", check.ErrUnable)
+
+// errOutside: a name has addresses, and no flow of the edge may go to any.
+var errOutside = errors.New("all its addresses are outside of the connector's [guard] and of its routes")
 
 // worker makes the checks and asks for the names that one edge wants it to,
 // and keeps what came of it for the edge.
@@ -254,14 +258,18 @@ func (w *worker) resolve(ctx context.Context, h *asked) time.Duration {
 	if err == nil && len(addrs) == 0 {
 		err = fmt.Errorf("resolving %q: the name has no address", h.host)
 	}
-	found := wire.Found{Host: h.host, Addrs: slices.Clone(addrs), TTL: max(ttl, 0)}
+	found := wire.Found{Host: h.host, TTL: max(ttl, 0)}
+	if err == nil {
+		found.Addrs, err = w.e.mayLearn(addrs)
+	}
 	slices.SortFunc(found.Addrs, netip.Addr.Compare) // a resolver turns them round
 	pause := min(max(ttl, minTTL), maxTTL)
 	if err != nil {
 		var dns *net.DNSError
 		found.Addrs, found.Error = nil, plain(err.Error(), wire.MaxCheckError)
 		pause = failedAgain
-		if found.NotFound = errors.As(err, &dns) && dns.IsNotFound; found.NotFound {
+		found.NotFound = errors.As(err, &dns) && dns.IsNotFound
+		if found.NotFound || errors.Is(err, errOutside) {
 			pause = min(max(ttl, failedAgain), absentMost)
 		}
 	}
@@ -318,6 +326,22 @@ func (d checkDialer) Dial(ctx context.Context, proto string, addr netip.AddrPort
 // Ping implements check.Dialer.
 func (d checkDialer) Ping(ctx context.Context, addr netip.Addr) error {
 	return d.e.c.ping(ctx, d.e, addr)
+}
+
+// mayLearn is what of a name's addresses the edge may learn: those that some
+// flow of it could reach. Others are nobody's business outside, or a connector
+// would tell an edge all that its resolver knows of the private network.
+func (e *edge) mayLearn(addrs []netip.Addr) (told []netip.Addr, err error) {
+	routes := e.granted().routes
+	for _, a := range addrs {
+		if v, _ := e.c.guard.AllowHost(a); v == guard.Allow && routes.hold(a) {
+			told = append(told, a)
+		}
+	}
+	if len(told) == 0 {
+		return nil, errOutside
+	}
+	return told, nil
 }
 
 // reachable asks the guard, and the edge's routes.

@@ -4,12 +4,15 @@
 //
 // A Guard is asked twice for each flow: Allow before anything is dialled, with
 // the destination that the edge asked for, and AllowTarget with the address
-// that an alias turned out to mean; and once for each ping, AllowPing. All are
-// pure: the same facts, the same (verdict, why). The package never resolves a
+// that an alias turned out to mean; once for each ping, AllowPing; and for each
+// address of a name that an edge asks for, AllowHost. All are pure: the same facts, the same (verdict, why). The package never resolves a
 // name and never dials.
 package guard
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // Verdict is what the guard decides. The zero value is Deny.
 type Verdict bool
@@ -114,6 +117,40 @@ func (g *Guard) AllowPing(dst netip.Addr) (v Verdict, why string) {
 		}
 	}
 	return Deny, "[guard] allow has no rule for the address"
+}
+
+// AllowHost decides whether an edge may learn that a name has the address dst:
+// where Allow would let a flow to some port of it be, of either protocol.
+func (g *Guard) AllowHost(dst netip.Addr) (v Verdict, why string) {
+	dst = dst.Unmap().WithZone("")
+	if why := AlwaysDenied(dst); why != "" {
+		return Deny, why
+	}
+	for _, proto := range []string{"tcp", "udp"} {
+		// The lowest port that may be reached is the first of all, or of an
+		// allow rule, or the one behind a deny rule.
+		ports := []int{1}
+		for _, r := range g.allow {
+			if r.Proto == proto && r.Prefix.Contains(dst) {
+				ports = append(ports, max(1, int(r.First)))
+			}
+		}
+		for _, r := range g.deny {
+			if r.Proto == proto && r.First != 0 && r.Prefix.Contains(dst) {
+				ports = append(ports, int(r.Last)+1)
+			}
+		}
+		slices.Sort(ports)
+		for _, port := range slices.Compact(ports) {
+			if port > 65535 {
+				break
+			}
+			if v, why = g.Allow(proto, netip.AddrPortFrom(dst, uint16(port))); v == Allow {
+				return v, why
+			}
+		}
+	}
+	return Deny, why
 }
 
 func (g *Guard) denied(proto string, dst netip.AddrPort) string {
