@@ -45,9 +45,9 @@ type WorkRequest struct {
 	// Revision of the work that the connector does, which Results and Names
 	// are about; 0: it does none, and asks for an answer at once. The edge
 	// answers when it has another one, or after HoldWork.
-	Revision uint64        `json:"revision"`
-	Results  []CheckResult `json:"results,omitempty"` // of checks, oldest first, at most MaxResults
-	Names    []Found       `json:"names,omitempty"`   // what names resolved to, oldest first, at most MaxFound
+	Revision uint64       `json:"revision"`
+	Results  checkResults `json:"results,omitempty"` // of checks, oldest first, at most MaxResults
+	Names    foundNames   `json:"names,omitempty"`   // what names resolved to, oldest first, at most MaxFound
 }
 
 // WorkAnswer is the answer to it. A connector that the edge has no work for is
@@ -59,9 +59,9 @@ type WorkAnswer struct {
 
 // Work is what a connector does for its edge besides flows.
 type Work struct {
-	Specs  []WorkSpec `json:"specs,omitempty"`  // at most MaxSpecs
-	Checks []Check    `json:"checks,omitempty"` // at most MaxChecks
-	Names  []Name     `json:"names,omitempty"`  // at most MaxNames
+	Specs  workSpecs `json:"specs,omitempty"`  // at most MaxSpecs
+	Checks checks    `json:"checks,omitempty"` // at most MaxChecks
+	Names  names     `json:"names,omitempty"`  // at most MaxNames
 }
 
 // WorkSpec is one way to check. Durations are nanoseconds in JSON.
@@ -109,7 +109,7 @@ type CheckResult struct {
 // Found is what a name resolved to. The TTL is nanoseconds in JSON.
 type Found struct {
 	Host     string        `json:"host"`
-	Addrs    []netip.Addr  `json:"addrs,omitempty"` // at most MaxAddrs
+	Addrs    addrs         `json:"addrs,omitempty"` // at most MaxAddrs
 	TTL      time.Duration `json:"ttl,omitempty"`
 	Error    string        `json:"error,omitempty"`     // empty: it resolved; at most MaxCheckError
 	NotFound bool          `json:"not_found,omitempty"` // the error is the resolver's answer: there is no such name
