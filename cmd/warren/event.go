@@ -3,7 +3,11 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -24,8 +28,11 @@ func newEventList(p *program) *cobra.Command {
 	c := &cobra.Command{
 		Use: "list", Short: "List the latest changes of state, the oldest first", Args: cobra.NoArgs,
 		Long: `List the latest changes of state of endpoints, pools and connectors, the oldest
-first. The edge remembers the last few thousand since its start; a [[webhook]]
-gets all of them.`,
+first. The edge remembers the last few thousand since its start. To hear of all,
+use a [[webhook]]: each event is tried for an hour (max_age).
+
+With --follow, what was missed is told on stderr: events that the edge no longer
+remembers, and restarts of the edge, after which its events begin anew.`,
 		Example: "  warren event list --follow",
 	}
 	limit := c.Flags().Int("limit", client.DefaultEvents, fmt.Sprintf("at most so `many`, up to %d", client.MaxEvents))
@@ -49,39 +56,85 @@ gets all of them.`,
 		if err := show(found.Events, true); err != nil || !*follow {
 			return err
 		}
-		return followEvents(ctx, e, found.Events, show)
+		f := follower{ask: e.Events, show: show, say: p.stderr, since: found.Since}
+		f.note(found.Events)
+		tick := time.NewTicker(eventPause)
+		defer tick.Stop()
+		return f.run(ctx, tick.C)
 	})
 }
 
-// followEvents shows what comes after the events that were shown, until ctx
-// ends.
-func followEvents(ctx context.Context, e *client.Client, shown []client.Event, show func([]client.Event, bool) error) error {
-	var last uint64
-	if len(shown) > 0 {
-		last = shown[len(shown)-1].ID
+// follower shows events as they come.
+type follower struct {
+	ask   func(ctx context.Context, after uint64, limit int) (client.EventList, error)
+	show  func(events []client.Event, first bool) error
+	say   io.Writer // what else there is to know
+	since time.Time // of the edge that last is an id of
+	last  uint64    // that was shown
+	away  bool      // the edge did not answer
+}
+
+func (f *follower) note(shown []client.Event) {
+	if n := len(shown); n > 0 {
+		f.last = shown[n-1].ID
 	}
-	tick := time.NewTicker(eventPause)
-	defer tick.Stop()
+}
+
+// run shows with each tick what comes after the events that were shown, until
+// ctx ends. It waits for an edge that is away.
+func (f *follower) run(ctx context.Context, tick <-chan time.Time) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-tick:
 		}
-		more, err := e.Events(ctx, last, client.MaxEvents)
+		err := f.more(ctx)
 		if ctx.Err() != nil {
 			return nil
+		}
+		if isAway(err) {
+			if !f.away {
+				fmt.Fprintf(f.say, "warren: %v; waiting for it\n", err)
+			}
+			f.away = true
+			continue
 		}
 		if err != nil {
 			return err
 		}
-		if n := len(more.Events); n > 0 {
-			last = more.Events[n-1].ID
-		}
-		if err := show(more.Events, false); err != nil {
+		f.away = false
+	}
+}
+
+// more asks for what is new, and shows it.
+func (f *follower) more(ctx context.Context) error {
+	list, err := f.ask(ctx, f.last, client.MaxEvents)
+	if err != nil {
+		return err
+	}
+	if !list.Since.Equal(f.since) {
+		if list, err = f.ask(ctx, 0, client.MaxEvents); err != nil {
 			return err
 		}
+		fmt.Fprintln(f.say, "warren: the edge has restarted: these are its events since")
+		f.since, f.last = list.Since, 0
 	}
+	if list.Missed > 0 {
+		fmt.Fprintf(f.say, "warren: %d events missed: the edge has forgotten them\n", list.Missed)
+	}
+	f.note(list.Events)
+	return f.show(list.Events, false)
+}
+
+// isAway reports whether err says that no edge is there to be asked.
+func isAway(err error) bool {
+	for _, is := range []error{fs.ErrNotExist, syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, io.EOF, io.ErrUnexpectedEOF} {
+		if errors.Is(err, is) {
+			return true
+		}
+	}
+	return false
 }
 
 func (p *program) printEventLines(events []client.Event, _ bool) error {

@@ -135,6 +135,8 @@ type Event struct {
 type EventList struct {
 	Events []Event `json:"events"`
 	Missed uint64  `json:"missed"` // after the id, and forgotten already
+	// Since is when the edge began to count: with another one, ids are others.
+	Since time.Time `json:"since"`
 }
 
 // Bounds of one answer of GET /v1/events.
