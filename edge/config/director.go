@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -20,9 +21,11 @@ func transport(kind string) string {
 	return "tcp"
 }
 
-// checkTransports wants the checks of a pool to speak what some app that uses
+// checkTransports wants the checks of a pool to speak what each app that uses
 // the pool listens on: an endpoint that serves datagrams alone refuses every
-// connection. A fallback pool's health does not count.
+// connection. An app over TCP may go by a check over UDP where another app of
+// the pool listens there, as those of DNS servers do. A fallback pool's health
+// does not count.
 func (l *loader) checkTransports() {
 	heard := l.transports()
 	for i, a := range l.file.App {
@@ -33,7 +36,8 @@ func (l *loader) checkTransports() {
 				continue
 			}
 			over := transport(m.Check.Type)
-			if len(heard[name]) == 0 || over == "" || heard[name][over] {
+			mine := networksOf(a)
+			if len(mine) == 0 || over == "" || mine[over] || over == "udp" && heard[name][over] {
 				continue
 			}
 			other := map[string]string{"tcp": "udp", "udp": "tcp"}[over]
@@ -51,14 +55,21 @@ func (l *loader) transports() map[string]map[string]bool {
 			if heard[name] == nil {
 				heard[name] = make(map[string]bool)
 			}
-			for _, p := range a.Listen {
-				if p.Network != "" {
-					heard[name][p.Network] = true
-				}
-			}
+			maps.Copy(heard[name], networksOf(a))
 		}
 	}
 	return heard
+}
+
+// networksOf is what an app listens on.
+func networksOf(a appTable) map[string]bool {
+	networks := make(map[string]bool)
+	for _, p := range a.Listen {
+		if p.Network != "" {
+			networks[p.Network] = true
+		}
+	}
+	return networks
 }
 
 // typesOver lists the types of check that fit an app which listens on network

@@ -34,7 +34,9 @@ var poolEdits = []edit{
 	{"queue of no length", "length = 50\n", "", []string{
 		`82: pool[0].queue.length: missing; write how many flows may wait`}},
 	{"queue for ever", `timeout = "2s"`, `@timeout = "0s"`, []string{
-		`pool[0].queue.timeout: "0s": out of range; use 1ms to 24h`}},
+		`pool[0].queue.timeout: "0s": out of range; use 1ms to 10s`}},
+	{"queue for longer than a flow has", `timeout = "2s"`, `@timeout = "11s"`, []string{
+		`pool[0].queue.timeout: "11s": out of range; use 1ms to 10s`}},
 	{"queue before endless endpoints", "max_connections = 100\n", "", []string{
 		`90: pool[0].endpoints[0].max_connections: no endpoint of the pool has a bound, so that no flow would ever wait in its queue; give an endpoint max_connections, or remove the queue`}},
 	{"ejection that begins with nothing", "failures = 3", "@failures = 0", []string{
@@ -188,7 +190,23 @@ monitor = "web"
 [[pool.endpoints]]
 address = "10.0.0.1:53"`, nil},
 	{"tcp check of a udp app, whose pool a tcp app has as well", `listen = ["tcp/8443", "udp/8443"]
-pools = ["a", "b"]`, "listen = [\"udp/8443\"]\npools = [\"b\"]\n[[app]]\nname='x'\nlisten=['tcp/1']\npools=['a','b']", nil},
+pools = ["a", "b"]`, "listen = [\"udp/8443\"]\n@pools = [\"a\", \"b\"]\n[[app]]\nname='x'\nlisten=['tcp/1']\npools=['a','b']", []string{
+		`app[0].pools[0]: "a": its monitor "web" makes https checks, over tcp, but the app listens on udp alone; give the pool a monitor of type udp, icmp or dns`}},
+	{"tcp check of an app over both", `listen = ["tcp/8443", "udp/8443"]
+pools = ["a", "b"]`, "listen = [\"udp/8443\", \"tcp/8443\"]\npools = [\"a\", \"b\"]\n[[app]]\nname='x'\nlisten=['tcp/1']\npools=['a','b']", nil},
+	{"dns check of a tcp app, whose pool a udp app has as well", `listen = ["tcp/9100"]
+pools = ["b"]`, `listen = ["tcp/9100"]
+pools = ["x"]
+[[app]]
+name = "same"
+listen = ["udp/9100"]
+pools = ["x"]
+[[pool]]
+name = "x"
+network = "berlin"
+monitor = "dns"
+[[pool.endpoints]]
+address = "10.0.0.1:53"`, nil},
 }
 
 var restEdits = []edit{
@@ -215,6 +233,9 @@ var restEdits = []edit{
 	{"webhook of nothing", `kinds = ["pool"]`, `@kinds = ["pool", "", "pool"]`, []string{
 		`webhook[0].kinds[1]: "": empty`,
 		`webhook[0].kinds[2]: "pool": the kind is there twice; remove one of the two`}},
+	{"webhook of what there is not", `kinds = ["pool"]`, `@kinds = ["pools", "flow", "connector", "endpoint"]`, []string{
+		`webhook[0].kinds[0]: "pools": not one of the legal words; did you mean "pool"?`,
+		`webhook[0].kinds[1]: "flow": not one of the legal words; use pool, endpoint, connector`}},
 	{"webhook that has no time", "queue = 9", "@queue = 0", []string{
 		`webhook[0].queue: 0: out of range; use 1 to 65536`}},
 	{"webhook's secret beside the key", `secret_file = "hook.key"`, `@secret = "hunter2"`, []string{

@@ -63,8 +63,9 @@ type sheddingTable struct {
 type queueTable struct {
 	// Length is how many flows wait at most. 1 to 100000.
 	Length int `toml:"length" required:"true" range:"1..100000" hint:"write how many flows may wait"`
-	// Timeout is how long a flow waits at most. Default: 5s; 1ms to 24h.
-	Timeout time.Duration `toml:"timeout" default:"5s" range:"1ms..24h"`
+	// Timeout is how long a flow waits at most, of the 10s that it has for its
+	// whole way to an endpoint. Default: 5s; 1ms to 10s.
+	Timeout time.Duration `toml:"timeout" default:"5s" range:"1ms..10s"`
 }
 
 // ejectionTable is [pool.ejection].

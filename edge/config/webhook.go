@@ -31,9 +31,9 @@ type webhookTable struct {
 	// TokenFile holds a token for the header Authorization: Bearer. It is looked
 	// up as SecretFile is. Default: no such header.
 	TokenFile string `toml:"token_file"`
-	// Kinds are the kinds of event that are posted, as in ["pool", "endpoint"].
+	// Kinds are the kinds of event that are posted: pool, endpoint, connector.
 	// Default: every kind.
-	Kinds []string `toml:"kinds"`
+	Kinds []string `toml:"kinds" oneof:"pool endpoint connector"`
 	// Timeout is how long one attempt may take. Default: 10s; 100ms to 1m.
 	Timeout time.Duration `toml:"timeout" default:"10s" range:"100ms..1m"`
 	// MaxAge is when an event is given up that could not be posted. Default:
