@@ -82,10 +82,34 @@ func (t *table) bind(key [16]byte, now int64, ep *endpoint, standIn bool, most i
 	t.touchLocked(i, now)
 	e := &t.entries[i]
 	if standIn && e.home != nil {
-		e.standIn = ep
+		e.lead(e.home, ep)
 		return
 	}
-	e.home, e.standIn = ep, nil
+	e.lead(ep, nil)
+}
+
+// lead changes where the client is led, and counts it there.
+func (e *entry) lead(home, standIn *endpoint) {
+	for _, to := range []*endpoint{home, standIn} {
+		if to != nil {
+			to.clients.Add(1)
+		}
+	}
+	for _, from := range []*endpoint{e.home, e.standIn} {
+		if from != nil {
+			from.clients.Add(-1)
+		}
+	}
+	e.home, e.standIn = home, standIn
+}
+
+// clear forgets all clients.
+func (t *table) clear() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for t.used > 0 {
+		t.removeLocked(t.entries[0].prev)
+	}
 }
 
 // settle forgets the stand-in of a client that is back home.
@@ -93,7 +117,8 @@ func (t *table) settle(key [16]byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if i := t.findLocked(&key); i != 0 {
-		t.entries[i].standIn = nil
+		e := &t.entries[i]
+		e.lead(e.home, nil)
 	}
 }
 
@@ -139,6 +164,7 @@ func (t *table) removeLocked(i int32) {
 	}
 	*at = e.below
 	t.unlinkLocked(i)
+	e.lead(nil, nil)
 	*e = entry{next: t.free}
 	t.free = i
 	t.used--

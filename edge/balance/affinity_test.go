@@ -140,7 +140,7 @@ func TestAffinity(t *testing.T) {
 			t.Errorf("%d shed", s.Shed)
 		}
 	})
-	t.Run("no table where the only pool hashes", func(t *testing.T) {
+	t.Run("no table where hashing does the same", func(t *testing.T) {
 		hashed := pool
 		hashed.Steering = byHash
 		w := newWorld(t, []Spec{hashed}, affined("", "db"))
@@ -149,6 +149,26 @@ func TestAffinity(t *testing.T) {
 		if w.apps["a"].table != nil {
 			t.Error("there is a table")
 		}
+	})
+	t.Run("a table where hashing does not", func(t *testing.T) {
+		hashed, last := pool, pooled("last", "pg", t1)
+		hashed.Steering = byHash
+		net, fallback := affined("", "db"), affined("", "db")
+		net.Affinity.By, fallback.Fallback = affinityNet, "last"
+		for name, app := range map[string]App{
+			"sticky": affined("sticky", "db"), "client_net": net, "fallback": fallback, "two pools": affined("", "db", "last"),
+		} {
+			w := newWorld(t, []Spec{hashed, last}, app)
+			if w.apps["a"].table == nil {
+				t.Errorf("%s: there is no table", name)
+			}
+		}
+		w := newWorld(t, []Spec{hashed}, affined("sticky", "db"))
+		home := w.visit("a", 1)
+		w.set(home, "refused")
+		away := w.visit("a", 1)
+		w.set(home, "")
+		w.wantVisits(1, away, away)
 	})
 }
 
@@ -199,7 +219,7 @@ func TestAffinityIsBounded(t *testing.T) {
 	}
 	runtime.GC()
 	runtime.ReadMemStats(&late)
-	if n := w.Affine("a"); n != DefaultAffinity || len(table.entries) > DefaultAffinity+1 {
+	if n := table.len(); n != DefaultAffinity || len(table.entries) > DefaultAffinity+1 {
 		t.Errorf("%d clients in %d entries, want %d", n, len(table.entries), DefaultAffinity)
 	}
 	if grown := int64(late.HeapAlloc) - int64(early.HeapAlloc); grown > 2<<20 {

@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"math/bits"
 	"math/rand/v2"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -17,6 +19,9 @@ type app struct {
 	table   *table  // nil: no affinity is kept
 	most    int     // clients in table
 	asks    bool    // it matters who the client is
+	// detours are the words for each choice, and the fallback after them,
+	// where it was not the first.
+	detours []atomic.Pointer[detour]
 }
 
 // choice is a pool of an app, with the reasons for picking it made once.
@@ -47,19 +52,28 @@ func newApp(spec App, pools map[string]*pool, old *app) *app {
 		last.chosen += ", the fallback whose health is ignored"
 		a.last = &last
 	}
+	a.detours = make([]atomic.Pointer[detour], len(a.choices)+1)
 	a.asks = a.policy == byHash || spec.Affinity.By != ""
 	for _, ch := range append(a.choices[:len(a.choices):len(a.choices)], a.newChoice(Choice{Pool: spec.Fallback}, pools)) {
 		a.asks = a.asks || ch.pool != nil && (ch.pool.policy == byHash || ch.pool.spec.Shedding.By == shedHash)
 	}
-	hashed := len(a.choices) == 1 && a.choices[0].pool != nil && a.choices[0].pool.policy == byHash
 	switch {
-	case spec.Affinity.By == "" || hashed:
+	case spec.Affinity.By == "" || a.hashed():
 	case old != nil && old.table != nil && old.spec.Affinity.By == spec.Affinity.By:
 		a.table = old.table
 	default:
 		a.table = newTable()
 	}
 	return a
+}
+
+// hashed reports whether the ring alone gives clients the affinity that they
+// are to have, so that no table is needed: one of addresses over a single pool,
+// from which a client goes back when its endpoint does.
+func (a *app) hashed() bool {
+	f := a.spec.Affinity
+	return len(a.choices) == 1 && a.last == nil && a.choices[0].pool != nil && a.choices[0].pool.policy == byHash &&
+		f.By == affinityIP && f.Failover != failoverSticky
 }
 
 func (a *app) newChoice(c Choice, pools map[string]*pool) choice {
@@ -91,7 +105,7 @@ func (p *pool) ask(c *client, now int64, tried func(Endpoint) bool) (*slot, answ
 	if !v.serving {
 		return nil, passed
 	}
-	if p.sheds(c) {
+	if p.sheds(c, tried) {
 		p.shared.shed.Add(1)
 		return nil, shed
 	}
@@ -109,11 +123,12 @@ func (p *pool) ask(c *client, now int64, tried func(Endpoint) bool) (*slot, answ
 	return nil, passed
 }
 
-// sheds decides whether the pool turns the client's flow away.
-func (p *pool) sheds(c *client) bool {
+// sheds decides whether the pool turns the client's flow away. One that has
+// tried an endpoint of the pool was let in, and is not asked again.
+func (p *pool) sheds(c *client, tried func(Endpoint) bool) bool {
 	percent := uint64(p.spec.Shedding.Percent)
 	switch {
-	case percent == 0:
+	case percent == 0 || tried != nil && slices.ContainsFunc(p.members, func(e *endpoint) bool { return tried(e.id) }):
 		return false
 	case p.spec.Shedding.By == shedHash:
 		return mix(c.hash^0x5bd1e9955bd1e995)%100 < percent
@@ -123,7 +138,7 @@ func (p *pool) sheds(c *client) bool {
 
 // reserved makes the Pick of a slot that was taken.
 func (p *pool) reserved(s *slot) Pick {
-	return Pick{Pool: p.spec.Name, Endpoint: s.ep.id, Host: s.host, pool: p, ep: s.ep}
+	return Pick{Pool: p.spec.Name, Endpoint: s.ep.id, pool: p, ep: s.ep}
 }
 
 // next returns the pool to ask next, of those not in done; -1 after the last.
@@ -171,6 +186,7 @@ func (a *app) next(done uint64, c *client, now int64) int {
 type outcome struct {
 	pick Pick
 	from *choice
+	at   int // its place in app.detours
 	why  string
 	ok   bool
 	done uint64 // choices that were asked in vain
@@ -210,7 +226,7 @@ func (a *app) pick(c *client, now int64, tried func(Endpoint) bool, over func(st
 				if rtt := &ch.pool.shared.rtt; a.policy == byLatency && rtt.score(now) == 0 {
 					rtt.try(now)
 				}
-				o.pick, o.from, o.why, o.ok = ch.pool.reserved(s), ch, ch.chosen, true
+				o.pick, o.from, o.at, o.why, o.ok = ch.pool.reserved(s), ch, i, ch.chosen, true
 				if bind != bindNone {
 					o.pick.app, o.pick.key, o.pick.bind = a, c.key, bind
 				}
@@ -232,38 +248,10 @@ func (a *app) pick(c *client, now int64, tried func(Endpoint) bool, over func(st
 		p := a.last.pool
 		v := p.view(fallback, now)
 		if i := v.choose(p, c.hash, now, tried); i >= 0 {
-			o.pick, o.from, o.why, o.ok = p.reserved(&v.slots[i]), a.last, a.last.chosen, true
+			o.pick, o.from, o.at, o.why, o.ok = p.reserved(&v.slots[i]), a.last, len(a.choices), a.last.chosen, true
 		}
 	}
 	return o
-}
-
-// explain says why the pools that were asked had nothing.
-func (a *app) explain(o *outcome, now int64, tried func(Endpoint) bool, over func(string) bool) string {
-	reasons := make([]string, 0, len(a.choices)+1)
-	for i := range a.choices {
-		ch := &a.choices[i]
-		switch {
-		case o.done&(1<<i) == 0:
-		case ch.pool == nil:
-			reasons = append(reasons, fmt.Sprintf("pool %q is not defined", ch.name))
-		case o.over&(1<<i) != 0:
-			reasons = append(reasons, fmt.Sprintf("pool %q was tried enough", ch.name))
-		default:
-			reasons = append(reasons, ch.pool.explain(now, tried, o.shed&(1<<i) != 0))
-		}
-	}
-	if a.last != nil && !o.ok {
-		switch {
-		case a.last.pool == nil:
-			reasons = append(reasons, fmt.Sprintf("pool %q is not defined", a.last.name))
-		case over != nil && over(a.last.name):
-			reasons = append(reasons, fmt.Sprintf("the fallback pool %q was tried enough", a.last.name))
-		case !o.busy:
-			reasons = append(reasons, fmt.Sprintf("the fallback pool %q has no endpoint either", a.last.name))
-		}
-	}
-	return strings.Join(reasons, "; ")
 }
 
 // What Connected does to the affinity of a client.
@@ -275,8 +263,9 @@ const (
 	bindStandIn                // this is where it goes while its home is down
 )
 
-// affine takes the endpoint that the client has. Where it cannot have that,
-// the choice is nil, and the binding is for the endpoint that it gets instead.
+// affine takes the endpoint that the client has, for o.pick. Where that is not
+// to be had the choice is nil, and the binding says what the endpoint that the
+// client gets instead becomes to it: nothing, where its own one is only full.
 func (a *app) affine(c *client, now int64, tried func(Endpoint) bool, o *outcome) (*choice, binding) {
 	home, standIn := a.table.get(c.key, now, a.spec.Affinity.TTL)
 	if home == nil {
@@ -328,7 +317,7 @@ func (a *app) stay(e *endpoint, now int64, tried func(Endpoint) bool, o *outcome
 		if m.MaxConnections > 0 && p.shared.queue.waiting.Load() > 0 || !e.reserve(int64(m.MaxConnections)) {
 			return ch, full
 		}
-		o.pick = Pick{Pool: p.spec.Name, Endpoint: e.id, Host: m.Host, pool: p, ep: e}
+		o.pick = Pick{Pool: p.spec.Name, Endpoint: e.id, pool: p, ep: e}
 		return ch, took
 	}
 	return nil, passed

@@ -66,7 +66,6 @@ type Request struct {
 type Pick struct {
 	Pool     string
 	Endpoint Endpoint
-	Host     string // name that the endpoint's address came from, if any
 
 	pool *pool
 	ep   *endpoint
@@ -231,6 +230,9 @@ func (d *Director) With(pools []Spec, apps []App) *Director {
 			continue
 		}
 		for i, m := range p.spec.Endpoints {
+			if !m.Addr.IsValid() {
+				continue
+			}
 			t := target{m.Endpoint, spec.Monitor}
 			next.watched[t] = append(next.watched[t], place{p, i})
 		}
@@ -264,7 +266,12 @@ func (d *Director) Activate() {
 		return
 	}
 	for _, p := range d.replace() {
-		p.refresh(func(int64) { p.asked = never })
+		p.refresh(func(int64) {
+			p.asked = never
+			for _, e := range p.returned { // what it was when it left is no news
+				e.state, e.rampFrom = "", 0
+			}
+		})
 	}
 }
 
@@ -277,6 +284,11 @@ func (d *Director) replace() (changed []*pool) {
 		return nil
 	}
 	if r.force != nil {
+		for name, a := range r.force.apps {
+			if next := d.apps[name]; a.table != nil && (next == nil || next.table != a.table) {
+				a.table.clear() // of its endpoints, too
+			}
+		}
 		for name, p := range r.force.pools {
 			if next := d.pools[name]; next == nil || next.shared != p.shared {
 				p.shared.active.CompareAndSwap(p, nil)
@@ -322,7 +334,7 @@ func (d *Director) pick(r Request) (Pick, string, *pool, bool) {
 	case !o.ok:
 		return Pick{}, a.explain(&o, now, r.Tried, r.Passed), o.full, false
 	case o.done != 0:
-		o.why += "; " + a.explain(&o, now, r.Tried, r.Passed)
+		o.why = a.detour(&o, now, r.Tried, r.Passed)
 	}
 	return o.pick, o.why, nil, true
 }
@@ -331,7 +343,7 @@ func (d *Director) pick(r Request) (Pick, string, *pool, bool) {
 func (d *Director) HealthChanged(network string, addr netip.AddrPort, monitor string) {
 	d.Activate()
 	for _, at := range d.watched[target{Endpoint{network, addr}, monitor}] {
-		at.pool.refresh(func(int64) { at.pool.askLocked(at.at, at.at+1) })
+		at.pool.news(at.at)
 	}
 }
 
@@ -360,14 +372,6 @@ func (d *Director) drain(doing, pool string, e Endpoint, change func(e *endpoint
 	}
 	p.refresh(func(now int64) { change(p.members[i], now) })
 	return nil
-}
-
-// Affine returns how many clients of an app have an endpoint of their own.
-func (d *Director) Affine(app string) int {
-	if a := d.apps[app]; a != nil && a.table != nil {
-		return a.table.len()
-	}
-	return 0
 }
 
 // Pools returns the state of every pool, sorted by name.

@@ -14,8 +14,9 @@ type endpoint struct {
 	conns atomic.Int64
 	picks atomic.Uint64
 	lost  atomic.Uint64 // picks whose connect failed
-	// failures in a row; changed under in.mu but for the reset by a success.
+	// failures in a row; changed under in.mu but for the reset by Answered.
 	failures atomic.Int32
+	clients  atomic.Int32 // that affinity leads here, of all apps
 	rtt      average
 
 	condition // guarded by in.mu

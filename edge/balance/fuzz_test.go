@@ -19,6 +19,7 @@ type naiveEndpoint struct {
 	ejections    int
 	conns        int
 	listed       bool // in the configuration in force
+	since        int  // configurations that did not list it
 }
 
 // naiveDirector is one pool "db" with an app "a", written the obvious way.
@@ -33,8 +34,13 @@ type naiveDirector struct {
 }
 
 func (n *naiveDirector) configure(spec Spec, app App) {
+	same := n.spec.equal(spec)
 	n.spec, n.app = spec, app
+	if same {
+		return
+	}
 	for _, e := range n.eps {
+		e.since++
 		e.listed = false
 	}
 	for _, m := range spec.Endpoints {
@@ -43,27 +49,31 @@ func (n *naiveDirector) configure(spec Spec, app App) {
 			e = &naiveEndpoint{down: n.w.down[m.Endpoint] != ""}
 			n.eps[m.Endpoint] = e
 		}
-		e.weight, e.most, e.disabled, e.listed = m.Weight, m.MaxConnections, m.Disabled, true
+		e.weight, e.most, e.disabled, e.listed, e.since = m.Weight, m.MaxConnections, m.Disabled, true, 0
 	}
-	for e, ep := range n.eps {
-		if !ep.listed { // forgotten, and new if it comes back
-			delete(n.eps, e)
-		}
-	}
-	for c, home := range n.homes {
-		s, stands := n.standIn[c]
-		if stands && n.eps[s] == nil {
-			delete(n.standIn, c)
-			stands = false
-		}
-		if n.eps[home] != nil {
-			continue
-		}
-		delete(n.standIn, c)
-		if delete(n.homes, c); stands {
-			n.homes[c] = s
+	for at, e := range n.eps { // forgotten, and new if it comes back
+		if e.since > 1 && e.conns == 0 && !e.draining && !n.w.now.Before(e.ejectedUntil) && !n.affine(at) {
+			delete(n.eps, at)
 		}
 	}
+}
+
+// affine tells whether a client is led to the endpoint.
+func (n *naiveDirector) affine(at Endpoint) bool {
+	for client, home := range n.homes {
+		if s, stands := n.standIn[client]; home == at || stands && s == at {
+			return true
+		}
+	}
+	return false
+}
+
+// listed is the endpoint if the configuration has it.
+func (n *naiveDirector) listed(at Endpoint) *naiveEndpoint {
+	if e := n.eps[at]; e != nil && e.listed {
+		return e
+	}
+	return nil
 }
 
 // well is an endpoint whose health allows flows.
@@ -73,12 +83,12 @@ func (n *naiveDirector) well(e *naiveEndpoint) bool {
 
 // keeps is an endpoint that its own clients may have.
 func (n *naiveDirector) keeps(e Endpoint) bool {
-	ep := n.eps[e]
+	ep := n.listed(e)
 	return ep != nil && n.well(ep) && (!ep.draining || n.w.now.Before(ep.keepUntil))
 }
 
 func (n *naiveDirector) usable(e Endpoint) bool {
-	ep := n.eps[e]
+	ep := n.listed(e)
 	return ep != nil && n.well(ep) && !ep.draining && ep.weight > 0
 }
 
@@ -92,7 +102,12 @@ func (n *naiveDirector) room(client int, tried Endpoint) (may map[Endpoint]bool,
 	bind = "home"
 	if home, ok := n.homes[client]; ok && n.w.now.Sub(n.seen[client]) < n.app.Affinity.TTL {
 		n.seen[client] = n.w.now
+		if s, stands := n.standIn[client]; stands && n.listed(home) == nil {
+			delete(n.standIn, client)
+			n.homes[client], home = s, s
+		}
 		switch {
+		case n.listed(home) == nil:
 		case n.keeps(home) && home != tried && free(home):
 			delete(n.standIn, client)
 			return map[Endpoint]bool{home: true}, ""
@@ -132,12 +147,12 @@ func (n *naiveDirector) failed(e Endpoint) {
 		return
 	}
 	ep.failures++
-	if terms.Failures == 0 || n.w.now.Before(ep.ejectedUntil) || ep.failures < terms.Failures || ep.disabled {
+	if !ep.listed || terms.Failures == 0 || n.w.now.Before(ep.ejectedUntil) || ep.failures < terms.Failures || ep.disabled {
 		return
 	}
 	out, enabled := 0, 0
 	for _, o := range n.eps {
-		if !o.disabled {
+		if o.listed && !o.disabled {
 			enabled++
 			if n.w.now.Before(o.ejectedUntil) {
 				out++
@@ -256,9 +271,7 @@ func runScript(t *testing.T, bytes []byte) {
 			if op == 0 {
 				end(i)
 				f.pick.Failed(errRefused)
-				if n.eps[f.pick.Endpoint] == f.ep {
-					n.failed(f.pick.Endpoint)
-				}
+				n.failed(f.pick.Endpoint)
 				continue
 			}
 			f.pick.Connected(time.Duration(s.n(6)) * time.Millisecond)
@@ -266,20 +279,13 @@ func runScript(t *testing.T, bytes []byte) {
 				f.pick.Answered()
 				f.ep.failures = 0
 			}
-			listed := n.eps[f.pick.Endpoint] == f.ep
 			_, has := n.homes[f.client]
 			switch {
-			case f.bind == "stand-in" && has && listed:
+			case f.bind == "stand-in" && has:
 				n.standIn[f.client] = f.pick.Endpoint
-			case f.bind != "" && listed:
+			case f.bind != "":
 				n.homes[f.client] = f.pick.Endpoint
 				delete(n.standIn, f.client)
-			case f.bind != "": // bound to what is no more, which is as good as nothing
-				if f.bind == "stand-in" && has {
-					delete(n.standIn, f.client)
-				} else {
-					delete(n.homes, f.client)
-				}
 			}
 			if f.bind != "" {
 				n.seen[f.client] = w.now
@@ -299,15 +305,15 @@ func runScript(t *testing.T, bytes []byte) {
 			w.pass(time.Duration(s.n(8)) * time.Second)
 		case 7:
 			keep := time.Duration(s.n(4)) * 2 * time.Second
-			if err := w.Drain("db", e, keep); (err == nil) != (n.eps[e] != nil) {
+			if err := w.Drain("db", e, keep); (err == nil) != (n.listed(e) != nil) {
 				t.Fatal(err)
 			}
-			if ep := n.eps[e]; ep != nil {
+			if ep := n.listed(e); ep != nil {
 				ep.draining, ep.keepUntil = true, w.now.Add(keep)
 			}
 		case 8:
 			_ = w.Undrain("db", e)
-			if ep := n.eps[e]; ep != nil {
+			if ep := n.listed(e); ep != nil {
 				ep.draining = false
 			}
 		case 9:

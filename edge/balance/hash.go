@@ -14,28 +14,35 @@ import (
 const (
 	ringPoints    = 1024    // of one weight: shares vary by 1/√1024, 3 %
 	maxRingPoints = 1 << 18 // beyond, all endpoints have half as many, or a quarter …
+	ringSlack     = 4       // … and those of before, within so many times that
 	positionBits  = 40
 	rankBits      = 8
 	memberBits    = 16
 )
 
 // ring is points in ascending order, each position | rank | member, and for
-// each of 2^bits equal parts of the circle, of some four points, the first one. The rank says from
-// which step of a slow start on a point counts.
+// each of 2^bits equal parts of the circle, of some four points, the first one.
+// The rank says from which step of a slow start on a point counts.
 type ring struct {
 	points []uint64
 	index  []uint32
 	bits   uint
+	each   int // points of one weight
 }
 
-// newRing places the members.
-func newRing(members []Member) *ring {
+// newRing places the members. Where half as many points for all, or twice as
+// many, would do as well as they had on old, which may be nil, it leaves that
+// as it is: the change would move half of the clients.
+func newRing(members []Member, old *ring) *ring {
 	each, total := ringPoints, 0
 	for _, m := range members {
 		total += m.Weight
 	}
 	for each > 1 && total*each > maxRingPoints {
 		each /= 2
+	}
+	if old != nil && old.each <= ringSlack*each && each <= ringSlack*old.each && total*old.each <= ringSlack*maxRingPoints {
+		each = old.each
 	}
 	points := make([]uint64, 0, total*each)
 	for i, m := range members {
@@ -48,7 +55,9 @@ func newRing(members []Member) *ring {
 		}
 	}
 	slices.Sort(points)
-	return indexed(points)
+	r := indexed(points)
+	r.each = each
+	return r
 }
 
 func indexed(points []uint64) *ring {

@@ -298,11 +298,16 @@ func TestNames(t *testing.T) {
 	if _, why, ok := w.Pick(Request{App: "db"}); ok || why != `pool "db" has no healthy endpoint: 1 unknown (db.internal:5432: the name "db.internal" has no address yet)` {
 		t.Errorf("%v, %s", ok, why)
 	}
+	last := App{Name: "a", Pools: []Choice{{"none", 1}}, Fallback: "db"}
+	w.reload([]Spec{{Name: "db", Endpoints: []Member{named("db.internal", 5432)}}}, last)
+	if pick, why, ok := w.Pick(Request{App: "a"}); ok {
+		t.Errorf("the fallback without an address gives %+v, %s", pick, why)
+	}
 	one, two := named("db.internal", 5432), named("other.internal", 5432)
 	one.Endpoint, two.Endpoint = at(b1), at(b1)
 	w.reload([]Spec{{Name: "db", Monitor: "pg", Endpoints: []Member{one, two}}})
 	pick := w.pick("db", 0)
-	if pick.Endpoint != at(b1) || pick.Host != "db.internal" {
+	if pick.Endpoint != at(b1) || w.Pools()[0].Endpoints[0].Host != "db.internal" {
 		t.Errorf("%+v", pick)
 	}
 	if n := len(w.Pools()[0].Endpoints); n != 1 {

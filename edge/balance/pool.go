@@ -2,6 +2,7 @@ package balance
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -36,13 +37,19 @@ type pool struct {
 	index   map[*endpoint]int
 	enabled int   // members that the configuration does not disable
 	whole   *ring // of all members; nil unless the policy is hash
-	cursor  atomic.Uint64
+	// departed are endpoints that the pool had of late. A name whose answers
+	// take turns brings them back, and what is known of them with them.
+	departed []*endpoint
+	returned []*endpoint // members that were departed
+	shedding string      // what a flow is told that is shed
+	cursor   atomic.Uint64
 	// views: what new flows see, and what they see where health is ignored.
 	views [2]atomic.Pointer[view]
 
 	// Guarded by shared.mu:
 	verdicts []verdict // of the monitor, beside members
 	asked    int64     // when all of them were asked for
+	tally    tally     // of the members' states, while the pool is in force
 }
 
 // The indexes of pool.views.
@@ -65,11 +72,13 @@ func newPool(r *root, spec Spec, old *pool) *pool {
 		index:    make(map[*endpoint]int, len(spec.Endpoints)),
 		verdicts: make([]verdict, len(spec.Endpoints)),
 		asked:    never,
+		shedding: fmt.Sprintf("pool %q sheds %d %% of its flows", spec.Name, spec.Shedding.Percent),
 	}
 	known := map[Endpoint]*endpoint{}
+	var ring *ring
 	if old != nil {
-		p.shared = old.shared
-		for _, e := range old.members {
+		p.shared, ring = old.shared, old.whole
+		for _, e := range slices.Concat(old.departed, old.members) {
 			known[e.id] = e
 		}
 	} else {
@@ -85,10 +94,48 @@ func newPool(r *root, spec Spec, old *pool) *pool {
 			p.enabled++
 		}
 	}
+	if old != nil {
+		p.remember(old)
+	}
 	if p.policy == byHash && len(spec.Endpoints) > 1 {
-		p.whole = newRing(spec.Endpoints)
+		p.whole = newRing(spec.Endpoints, ring)
 	}
 	return p
+}
+
+// maxDeparted bounds pool.departed.
+const maxDeparted = 1000
+
+// remember fills in which endpoints have departed, and which have returned.
+// Those that old had are remembered until the next change, the others for as
+// long as something depends on it.
+func (p *pool) remember(old *pool) {
+	s := p.shared
+	now := s.root.now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var idle []*endpoint
+	keep := func(e *endpoint, last bool) {
+		if _, stays := p.index[e]; stays || !e.id.Addr.IsValid() {
+			return
+		}
+		if e.conns.Load() > 0 || e.clients.Load() > 0 || e.draining || e.ejectedUntil > now {
+			p.departed = append(p.departed, e)
+		} else if last {
+			idle = append(idle, e)
+		}
+	}
+	for _, e := range old.members {
+		keep(e, true)
+	}
+	for _, e := range old.departed {
+		if _, back := p.index[e]; back {
+			p.returned = append(p.returned, e)
+		}
+		keep(e, false)
+	}
+	p.departed = append(p.departed, idle...)
+	p.departed = slices.Clip(p.departed[:min(len(p.departed), maxDeparted)])
 }
 
 // minimum is how many usable endpoints the pool must have.
@@ -97,7 +144,7 @@ func (p *pool) minimum() int { return max(p.spec.MinimumHealthy, 1) }
 // view returns what flows see of the pool now.
 func (p *pool) view(kind int, now int64) *view {
 	v := p.views[kind].Load()
-	if v != nil && v.changes == p.shared.changes.Load() && now < v.until {
+	if v != nil && v.changes == p.shared.changes.Load() && now < v.until.Load() {
 		return v
 	}
 	return p.renew(kind, v, now)
@@ -113,7 +160,7 @@ func (p *pool) renew(kind int, old *view, now int64) *view {
 		return old
 	}
 	v := p.views[kind].Load()
-	if v == nil || v.changes != s.changes.Load() || now >= v.until {
+	if v == nil || v.changes != s.changes.Load() || now >= v.until.Load() {
 		v = p.buildLocked(kind, v, now)
 		p.views[kind].Store(v)
 	}
@@ -136,6 +183,52 @@ func (p *pool) refresh(change func(now int64)) {
 	p.views[ordinary].Store(v)
 	s.mu.Unlock()
 	p.published(v)
+}
+
+// news takes in what Health has to tell of member i. An event tells of it at
+// once, and so the view does if the pool's state changes or enough time has
+// passed since it was built; else those who come later rebuild it.
+func (p *pool) news(i int) {
+	s := p.shared
+	now := s.root.now()
+	s.mu.Lock()
+	was := p.verdicts[i]
+	p.askLocked(i, i+1)
+	if p.verdicts[i] == was {
+		s.mu.Unlock()
+		return
+	}
+	v := p.views[ordinary].Load()
+	if v != nil && now-v.built < int64(newsEvery) && p.deferLocked(i, v.built+int64(newsEvery), now) {
+		s.mu.Unlock()
+		s.root.flush()
+		return
+	}
+	s.mu.Unlock()
+	p.refresh(nil)
+}
+
+// deferLocked notes the new verdict on member i, and lets the views know of it
+// from due on. It reports whether they need not know now.
+func (p *pool) deferLocked(i int, due, now int64) bool {
+	s, e, m := p.shared, p.members[i], &p.spec.Endpoints[i]
+	if s.active.Load() != p || e.state == "" {
+		return false
+	}
+	was := e.state
+	state, why, _ := p.judgeLocked(i, now, &due)
+	p.noteLocked(e, state, why, now)
+	p.tally.add(was, m.Weight, -1)
+	p.tally.add(state, m.Weight, 1)
+	if p.stateBy(p.tally) != s.state || state == StateUp && s.queue.waiting.Load() > 0 {
+		return false
+	}
+	for kind := range p.views {
+		if v := p.views[kind].Load(); v != nil {
+			v.until.Store(min(v.until.Load(), due))
+		}
+	}
+	return true
 }
 
 // published tells the world of a new view: events, and flows that wait.
@@ -172,7 +265,7 @@ func (p *pool) askLocked(from, to int) {
 	}
 }
 
-// judge says what state member i is in, and whether clients with affinity to
+// judgeLocked says what state member i is in, and whether clients with affinity to
 // it may have it. until is brought forward to when that may change.
 func (p *pool) judgeLocked(i int, now int64, until *int64) (state State, why string, affine bool) {
 	m, e := &p.spec.Endpoints[i], p.members[i]
@@ -260,6 +353,3 @@ func (p *pool) member(e Endpoint) int {
 	}
 	return -1
 }
-
-// count counts the members in a state, in words.
-func count(n int, what string) string { return fmt.Sprintf("%d %s", n, what) }

@@ -3,6 +3,7 @@ package balance
 import (
 	"container/list"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -124,7 +125,8 @@ func (d *Director) wait(ctx context.Context, r Request, p *pool) (Pick, string, 
 	terms := p.spec.Queue
 	q := &p.shared.queue
 	began := time.Now()
-	over := time.NewTimer(terms.Timeout)
+	most := terms.Timeout // the first pool's is for all
+	over := time.NewTimer(most)
 	defer over.Stop()
 	a := d.apps[r.App]
 	c := newClient(r.Client, a.byNet())
@@ -148,6 +150,8 @@ func (d *Director) wait(ctx context.Context, r Request, p *pool) (Pick, string, 
 			pick := g.pool.reserved(g.slot)
 			a.claim(&pick, c, d.root.now())
 			return pick, fmt.Sprintf("pool %q by %s, after %s in its queue", p.spec.Name, g.pool.policy, time.Since(began).Round(time.Millisecond)), true
+		case errors.Is(err, errWaited):
+			return Pick{}, fmt.Sprintf("pool %q: %s passed while waiting for an endpoint", p.spec.Name, most), false
 		case err != nil:
 			return Pick{}, fmt.Sprintf("pool %q: %v while waiting for an endpoint", p.spec.Name, err), false
 		}
@@ -160,6 +164,9 @@ func (d *Director) wait(ctx context.Context, r Request, p *pool) (Pick, string, 
 		}
 	}
 }
+
+// errWaited ends a wait that has lasted for as long as it may.
+var errWaited = errors.New("the wait is over")
 
 // await blocks until w gets something, or its time is over. What changes with
 // time alone is looked at as often as the view asks for.
@@ -181,7 +188,7 @@ func (p *pool) await(ctx context.Context, w *waiter, over <-chan time.Time) (gra
 			p.shared.pump()
 			look.Reset(p.patience())
 		case <-over:
-			err = fmt.Errorf("%s passed", p.spec.Queue.Timeout)
+			err = errWaited
 		case <-ctx.Done():
 			err = context.Cause(ctx)
 		}
@@ -195,7 +202,7 @@ func (p *pool) await(ctx context.Context, w *waiter, over <-chan time.Time) (gra
 // patience is how long the present view holds, within bounds.
 func (p *pool) patience() time.Duration {
 	if v := p.views[ordinary].Load(); v != nil {
-		return min(max(time.Duration(v.until-p.shared.root.now()), 10*time.Millisecond), recheck)
+		return min(max(time.Duration(v.until.Load()-p.shared.root.now()), 10*time.Millisecond), recheck)
 	}
 	return recheck
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -335,3 +336,35 @@ func TestEverythingAtOnce(t *testing.T) {
 		t.Error("nothing was told")
 	}
 }
+
+// TestQueueMovesOn: a flow whose pool goes down while it waits goes on to wait
+// for the next one, and no longer in all than the first pool's timeout says.
+func TestQueueMovesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		one, two := queueing(3, b1), queueing(3, b2)
+		one.Monitor, two.Name, two.Queue.Timeout = "pg", "two", time.Minute
+		down := false
+		d := New([]Spec{one, two}, []App{{Name: "db", Pools: []Choice{{"db", 1}, {"two", 1}}}}, Deps{Health: switched{&down}})
+		arrive(t.Context(), d)
+		if other, why, ok := d.Pick(Request{App: "db"}); !ok || other.Pool != "two" {
+			t.Fatal(why)
+		}
+		waits := arrive(t.Context(), d)
+		time.Sleep(time.Second)
+		down = true
+		d.HealthChanged("berlin", at(b1).Addr, "pg")
+		synctest.Wait()
+		if waits.done || d.pools["two"].shared.queue.waiting.Load() != 1 {
+			t.Fatalf("it does not wait for the second pool: %+v", waits)
+		}
+		time.Sleep(time.Minute)
+		if waits.ok || waits.after != 5*time.Second || waits.why != `pool "two": 5s passed while waiting for an endpoint` {
+			t.Errorf("%+v", waits)
+		}
+	})
+}
+
+// switched is a Health that is down as a whole, or up.
+type switched struct{ down *bool }
+
+func (s switched) Up(string, netip.AddrPort, string) (bool, string) { return !*s.down, "no route" }

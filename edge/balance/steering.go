@@ -49,8 +49,12 @@ const (
 	// two choices it was 4.3, by four 2.4. A draw costs about 10 ns.
 	draws = 8
 	// An endpoint takes at most 5/4 of the average load for its weight when
-	// the pool steers by hash (Mirrokni, Thorup and Zadimoghaddam, 2016).
+	// the pool steers by hash (Mirrokni, Thorup and Zadimoghaddam, 2016), but
+	// boundSlack more than the average in any case: at light load the bound
+	// would send a client elsewhere with its second flow, and the few flows
+	// that a browser opens at once are no overload.
 	boundNumerator, boundDenominator = 5, 4
+	boundSlack                       = 8
 	// walked is how many points of the ring are asked before every slot is.
 	walked = 512
 	// ringAfter is how many picks tables last before they get a ring of
@@ -279,7 +283,7 @@ func (v *view) takeBounded(i int, all uint64, tried func(Endpoint) bool) bool {
 		return false
 	}
 	share := boundDenominator * v.total
-	limit := int64((boundNumerator*all*s.weight + share - 1) / share)
+	limit := int64(max((boundNumerator*all*s.weight+share-1)/share, all*s.weight/v.total+boundSlack))
 	if s.max > 0 {
 		limit = min(limit, s.max)
 	}

@@ -17,6 +17,11 @@ const never = math.MinInt64 / 2
 // Health be lost, it is noticed then.
 const recheck = time.Second
 
+// newsEvery is how often news of Health rebuild a view: those that come sooner
+// after others wait for as long. When the connector of 5,000 endpoints is gone
+// they come one by one, and each view costs a look at all of them.
+const newsEvery = 10 * time.Millisecond
+
 // slowSteps is how many steps a slow start has.
 const slowSteps = 20
 
@@ -24,12 +29,14 @@ const slowSteps = 20
 // tables that make choosing one quick. It is immutable but for tables that are
 // made when they are first needed.
 type view struct {
-	changes uint64 // shared.changes that it has seen
-	until   int64  // when it must be rebuilt even so
+	changes uint64       // shared.changes that it has seen
+	built   int64        // when
+	until   atomic.Int64 // when it must be rebuilt even so
 	state   State
 	why     string
 	usable  int
-	serving bool // the pool may be picked from
+	serving bool   // the pool may be picked from
+	refusal string // why not, as Pick says it
 	members []standing
 	*tables
 }
@@ -45,7 +52,6 @@ type standing struct {
 // slot is an endpoint that new flows may get.
 type slot struct {
 	ep     *endpoint
-	host   string
 	weight uint64 // effective, in units of the view
 	max    int64  // connections; 0: no limit
 	member int
@@ -70,49 +76,50 @@ type tables struct {
 // buildLocked judges every member and makes the view that follows old.
 func (p *pool) buildLocked(kind int, old *view, now int64) *view {
 	s := p.shared
-	v := &view{changes: s.changes.Load(), until: math.MaxInt64, members: make([]standing, len(p.members))}
+	v := &view{changes: s.changes.Load(), built: now, members: make([]standing, len(p.members))}
+	until := int64(math.MaxInt64)
+	var count tally
 	if p.spec.Monitor != "" {
 		if now-p.asked >= int64(recheck) || s.active.Load() != p {
 			p.askLocked(0, len(p.members))
 			p.asked = now
 		}
-		v.until = p.asked + int64(recheck)
+		until = p.asked + int64(recheck)
 	}
 	active := kind == ordinary && s.active.Load() == p
 	fresh := &tables{slots: make([]slot, 0, len(p.members)), unit: 1}
 	ramping := false
 	for i, e := range p.members {
 		m, at := &p.spec.Endpoints[i], &v.members[i]
-		at.state, at.why, at.affine = p.judgeLocked(i, now, &v.until)
+		at.state, at.why, at.affine = p.judgeLocked(i, now, &until)
+		count.add(at.state, m.Weight, 1)
 		at.slot = -1
 		if active {
 			p.noteLocked(e, at.state, at.why, now)
 		}
 		usable := at.state == StateUp
 		if kind == fallback {
-			usable = at.state != StateDisabled && at.state != StateDraining
+			usable = at.state != StateDisabled && at.state != StateDraining && m.Addr.IsValid()
 		}
 		if !usable || m.Weight <= 0 || p.spec.Disabled {
 			continue
 		}
-		step := p.rampLocked(e, now, &v.until)
+		step := p.rampLocked(e, now, &until)
 		ramping = ramping || step < slowSteps
 		at.slot = int32(len(fresh.slots))
 		fresh.slots = append(fresh.slots, slot{
-			ep: e, host: m.Host, weight: uint64(m.Weight * step), max: int64(m.MaxConnections), member: i,
+			ep: e, weight: uint64(m.Weight * step), max: int64(m.MaxConnections), member: i,
 		})
 	}
 	v.usable = len(fresh.slots)
-	if !ramping {
-		for i := range fresh.slots {
-			fresh.slots[i].weight /= slowSteps
-		}
-	} else {
-		fresh.unit = slowSteps
-	}
-	v.summarize(p)
+	fresh.scale(ramping)
+	v.until.Store(until)
 	v.serving = v.usable >= p.minimum() || kind == fallback && v.usable > 0
+	if kind == ordinary {
+		v.summarize(p, count)
+	}
 	if active {
+		p.tally = count
 		p.notePoolLocked(v, now)
 	}
 	if old != nil && old.unit == fresh.unit && slices.Equal(old.slots, fresh.slots) {
@@ -124,45 +131,81 @@ func (p *pool) buildLocked(kind int, old *view, now int64) *view {
 	return v
 }
 
-// summarize says what state the pool as a whole is in, and why.
-func (v *view) summarize(p *pool) {
-	out, unknown := 0, 0
-	for _, m := range v.members {
-		switch m.state {
-		case StateUp, StateDisabled, StateDraining:
-		case StateUnknown:
-			unknown++
-			out++
-		default:
-			out++
-		}
+// scale leaves the weights in steps of a slow start where there is one.
+func (t *tables) scale(ramping bool) {
+	if ramping {
+		t.unit = slowSteps
+		return
 	}
+	for i := range t.slots {
+		t.slots[i].weight /= slowSteps
+	}
+}
+
+// tally counts the members of a pool by what they make of its state.
+type tally struct{ usable, out, unknown int }
+
+// add counts by more members that are in a state.
+func (t *tally) add(state State, weight, by int) {
+	switch state {
+	case StateUp:
+		if weight > 0 {
+			t.usable += by
+		}
+	case StateDisabled, StateDraining:
+	case StateUnknown:
+		t.unknown += by
+		t.out += by
+	default:
+		t.out += by
+	}
+}
+
+// stateBy is the state of the pool as a whole.
+func (p *pool) stateBy(t tally) State {
 	switch {
 	case p.spec.Disabled:
-		v.state, v.why = StateDisabled, "disabled in the configuration"
-		return
-	case v.usable == 0 && unknown > 0 && unknown == p.enabled:
-		v.state = StateUnknown
-	case v.usable == 0:
-		v.state = StateDown
-	case v.usable < p.minimum():
-		v.state = StateCritical
-	case out > 0:
-		v.state = StateDegraded
+		return StateDisabled
+	case t.usable == 0 && t.unknown > 0 && t.unknown == p.enabled:
+		return StateUnknown
+	case t.usable == 0:
+		return StateDown
+	case t.usable < p.minimum():
+		return StateCritical
+	case t.out > 0:
+		return StateDegraded
 	case p.spec.Monitor == "":
-		v.state = StateUnmonitored
+		return StateUnmonitored
+	}
+	return StateHealthy
+}
+
+// summarize says what state the pool as a whole is in, and why.
+func (v *view) summarize(p *pool, t tally) {
+	words, name := "", p.spec.Name
+	switch v.state = p.stateBy(t); v.state {
+	case StateHealthy, StateUnmonitored:
 		return
-	default:
-		v.state = StateHealthy
+	case StateDisabled:
+		v.why, v.refusal = "disabled in the configuration", fmt.Sprintf("pool %q is disabled", name)
 		return
 	}
-	words, _ := v.census(p, nil)
+	words, _ = v.census(p, nil)
 	v.why = fmt.Sprintf("%d of %d endpoints usable", v.usable, len(p.members))
 	if v.state == StateCritical {
 		v.why += fmt.Sprintf(", %d needed", p.minimum())
 	}
 	if words != "" {
 		v.why += ": " + words
+	}
+	switch {
+	case v.serving:
+	case len(p.members) == 0:
+		v.refusal = fmt.Sprintf("pool %q has no endpoint", name)
+	case v.state == StateCritical:
+		v.refusal = fmt.Sprintf("pool %q is critical: %s", name, v.why)
+	default:
+		v.refusal = fmt.Sprintf("pool %q has no healthy endpoint: %s", name, words)
 	}
 }
 
@@ -191,7 +234,7 @@ func (v *view) census(p *pool, tried func(Endpoint) bool) (words string, left bo
 	}
 	add := func(k int, what string) {
 		if k > 0 {
-			parts = append(parts, count(k, what))
+			parts = append(parts, fmt.Sprintf("%d %s", k, what))
 		}
 	}
 	add(used, "tried")
@@ -211,26 +254,22 @@ func (p *pool) full(i int) bool {
 
 // explain says why the pool has nothing for a flow.
 func (p *pool) explain(now int64, tried func(Endpoint) bool, shed bool) string {
+	if shed {
+		return p.shedding
+	}
 	v := p.view(ordinary, now)
+	if !v.serving {
+		return v.refusal
+	}
 	words, left := v.census(p, tried)
 	name := p.spec.Name
 	switch {
-	case len(p.members) == 0:
-		return fmt.Sprintf("pool %q has no endpoint", name)
-	case p.spec.Disabled:
-		return fmt.Sprintf("pool %q is disabled", name)
-	case v.state == StateCritical:
-		return fmt.Sprintf("pool %q is critical: %s", name, v.why)
-	case shed:
-		return fmt.Sprintf("pool %q sheds %d %% of its flows", name, p.spec.Shedding.Percent)
 	case left:
 		return fmt.Sprintf("pool %q has no endpoint left: %s", name, words)
-	case v.usable > 0 && p.shared.queue.waiting.Load() > 0:
+	case p.shared.queue.waiting.Load() > 0:
 		return fmt.Sprintf("pool %q has flows that wait", name)
-	case words == "":
-		return fmt.Sprintf("pool %q had no endpoint free", name)
 	}
-	return fmt.Sprintf("pool %q has no healthy endpoint: %s", name, words)
+	return fmt.Sprintf("pool %q had no endpoint free", name)
 }
 
 // prepare makes the tables of a policy.

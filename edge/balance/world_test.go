@@ -67,8 +67,21 @@ func (w *world) pass(d time.Duration) {
 	w.now = w.now.Add(d)
 }
 
-// set changes the health of an endpoint, and tells; "" is up.
+// set changes the health of an endpoint, and tells; "" is up. What waits for
+// the clock because of that happens at once.
 func (w *world) set(e, why string) {
+	w.tell(e, why)
+	for _, p := range w.pools {
+		for kind := range p.views {
+			if v := p.views[kind].Load(); v != nil {
+				v.until.Store(never)
+			}
+		}
+	}
+}
+
+// tell is set that leaves to the clock what waits for it.
+func (w *world) tell(e, why string) {
 	w.mu.Lock()
 	ep := at(e)
 	w.down[ep] = why
@@ -101,6 +114,7 @@ func (w *world) visit(app string, client int, tried ...string) string {
 	w.t.Helper()
 	pick := w.pick(app, client, tried...)
 	pick.Connected(time.Millisecond)
+	pick.Answered()
 	pick.Release()
 	return pick.Endpoint.String()
 }
