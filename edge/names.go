@@ -110,9 +110,14 @@ const (
 	followEvery = 3 * time.Second
 )
 
+// countEndpoints counts those that have an address.
 func countEndpoints(pools []balance.Spec) (n int) {
 	for _, p := range pools {
-		n += len(p.Endpoints)
+		for _, m := range p.Endpoints {
+			if m.Addr.IsValid() {
+				n++
+			}
+		}
 	}
 	return n
 }

@@ -92,6 +92,9 @@ func showEndpoint(ep balance.EndpointStatus, check string, checks map[monitor.Ta
 		Flows: ep.Connections, Picks: ep.Picks, Failures: ep.Failures, ConnectMillis: millis(ep.RTT),
 		EjectedUntil: ep.EjectedUntil, DrainingUntil: ep.DrainingUntil,
 	}
+	if !ep.Endpoint.Addr.IsValid() { // the name has none yet
+		out.Address = net.JoinHostPort(ep.Host, strconv.Itoa(int(ep.Endpoint.Addr.Port())))
+	}
 	r, ok := checks[monitor.Target{Network: ep.Endpoint.Network, Addr: ep.Endpoint.Addr, Monitor: check}]
 	if !ok {
 		if ep.State == balance.StateUp {
@@ -113,6 +116,9 @@ func (e *Edge) poolStates() []observe.PoolState {
 	for _, s := range e.current.Load().director.Pools() {
 		pool := observe.PoolState{Pool: s.Spec.Name, Usable: s.Usable, Waiting: s.Queued, Shed: s.Shed}
 		for _, ep := range s.Endpoints {
+			if !ep.Endpoint.Addr.IsValid() {
+				continue
+			}
 			pool.Endpoints = append(pool.Endpoints, observe.PoolEndpoint{
 				Network: ep.Endpoint.Network, Endpoint: ep.Endpoint.Addr.String(), Flows: ep.Connections,
 				Picks: ep.Picks, Failures: ep.Failures, Connect: ep.RTT, Ejected: ep.State == balance.StateEjected,

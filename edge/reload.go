@@ -90,7 +90,7 @@ func (s *snapshot) alone(a config.App) bool {
 	endpoints := 0
 	for _, pool := range s.pools {
 		if slices.Contains(wanted, pool.Name) {
-			endpoints += len(pool.Endpoints)
+			endpoints += countEndpoints([]balance.Spec{pool})
 		}
 	}
 	return endpoints == 1

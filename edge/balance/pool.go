@@ -327,6 +327,9 @@ func (p *pool) noteLocked(e *endpoint, state State, why string, now int64) {
 	if state == StateUp && was != StateUnknown {
 		e.rampFrom = now
 	}
+	if !e.id.Addr.IsValid() {
+		return // the pool tells of it
+	}
 	p.shared.root.tell(Event{Kind: KindEndpoint, Pool: p.spec.Name, Endpoint: e.id, From: was, To: state, Why: why})
 }
 

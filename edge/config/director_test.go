@@ -364,7 +364,7 @@ func TestPoolsWith(t *testing.T) {
 		"c: @public/1.1.1.1:443 w1 www.example.com, @public/8.8.8.8:443 w1 www.example.com, " +
 			"@public/169.254.169.254:443 w1 www.example.com, @public/[2606:4700::1]:443 w1 www.example.com, @public/10.1.2.3:443 w1",
 		"media/origin:9000: @public/1.1.1.2:9000 w1 media.example.com",
-		"media/origin:9001: ",
+		"media/origin:9001: @public/:9001 w1 media.example.com",
 	}
 	if diff := cmp.Diff(want, describe(pools)); diff != "" {
 		t.Error(diff)
@@ -380,11 +380,15 @@ func TestPoolsWith(t *testing.T) {
 		t.Error(diff)
 	}
 	literal := []string{
-		"a: berlin/10.0.0.10:8443 w2 c100, berlin/10.0.0.12:8443 w1 off", "b: berlin/10.0.0.20:8443 w1", "c: @public/10.1.2.3:443 w1",
-		"media/origin:9000: ", "media/origin:9001: ",
+		"a: berlin/10.0.0.10:8443 w2 c100, berlin/:8443 w0 web.internal, berlin/10.0.0.12:8443 w1 off", "b: berlin/10.0.0.20:8443 w1",
+		"c: @public/:443 w1 www.example.com, @public/10.1.2.3:443 w1",
+		"media/origin:9000: @public/:9000 w1 media.example.com", "media/origin:9001: @public/:9001 w1 media.example.com",
 	}
 	if diff := cmp.Diff(literal, describe(cfg.AllPools())); diff != "" {
 		t.Error(diff)
+	}
+	if n := len(Targets(cfg.AllPools())); n != 2 {
+		t.Errorf("%d targets without a name's address, want 2", n)
 	}
 	if len(cfg.Pools[0].Endpoints) != 3 {
 		t.Error("the config was changed")
@@ -398,6 +402,9 @@ func describe(pools []balance.Spec) []string {
 		var members []string
 		for _, m := range p.Endpoints {
 			s := fmt.Sprintf("%s w%d", m.Endpoint, m.Weight)
+			if !m.Addr.IsValid() {
+				s = fmt.Sprintf("%s/:%d w%d", m.Network, m.Addr.Port(), m.Weight)
+			}
 			if m.MaxConnections > 0 {
 				s += fmt.Sprintf(" c%d", m.MaxConnections)
 			}

@@ -95,6 +95,7 @@ func FuzzParse(f *testing.F) {
 func FuzzExpand(f *testing.F) {
 	f.Add([]byte{0, 1, 0x80, 2, 1, 0x81, 3, 2, 2})
 	f.Add([]byte{0x80, 0, 0x81, 1, 1, 1})
+	f.Add([]byte{0x82, 1, 0x87, 0x81})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		addr := func(b byte) netip.AddrPort { return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, b % 8}), 1) }
 		var members []balance.Member
@@ -119,6 +120,10 @@ func FuzzExpand(f *testing.F) {
 		var want []balance.Member
 		for _, m := range members {
 			candidates := []netip.AddrPort{m.Addr}
+			if m.Host != "" && len(answers[m.Host]) == 0 {
+				want = append(want, m)
+				continue
+			}
 			if m.Host != "" {
 				candidates = nil
 				for _, a := range answers[m.Host] {

@@ -94,8 +94,9 @@ func (c *Config) Names() []resolve.Name {
 // App.PoolsAt names. Each address of a host is an endpoint with the host's
 // settings, but for those that the pool has by address as well, which keep
 // their own; one that several hosts have is kept where it is first. One of
-// "@public" that must not be dialled is left out. A host without an address has
-// no endpoint, so that a pool may be empty.
+// "@public" that must not be dialled is left out. A host without an address
+// stays as it is declared, with no more than a port: nobody is sent there, and
+// whoever asks why reads so.
 func (c *Config) PoolsWith(addrs func(network, host string, port uint16) []netip.Addr) []balance.Spec {
 	allowed := judge(c.Public)
 	pools := c.declared()
@@ -127,8 +128,11 @@ func expand(members []balance.Member, addrs func(balance.Member) []netip.Addr) [
 			out = append(out, m)
 			continue
 		}
-		port := m.Addr.Port()
-		for _, a := range addrs(m) {
+		port, found := m.Addr.Port(), addrs(m)
+		if len(found) == 0 && len(out) < balance.MaxEndpoints {
+			out = append(out, m)
+		}
+		for _, a := range found {
 			m.Addr = netip.AddrPortFrom(a, port)
 			if !taken[m.Addr] && len(out) < balance.MaxEndpoints {
 				taken[m.Addr] = true
@@ -145,7 +149,7 @@ func (c *Config) AllPools() []balance.Spec {
 }
 
 // Targets are the endpoints of pools that are to be checked, each once for a
-// monitor. What is disabled is not.
+// monitor. What is disabled is not, nor what has no address yet.
 func Targets(pools []balance.Spec) []monitor.Target {
 	var all []monitor.Target
 	seen := make(map[monitor.Target]bool)
@@ -155,7 +159,7 @@ func Targets(pools []balance.Spec) []monitor.Target {
 		}
 		for _, m := range pool.Endpoints {
 			t := monitor.Target{Network: m.Network, Addr: m.Addr, Monitor: pool.Monitor}
-			if !m.Disabled && !seen[t] {
+			if !m.Disabled && m.Addr.IsValid() && !seen[t] {
 				seen[t] = true
 				all = append(all, t)
 			}
