@@ -14,7 +14,8 @@ import (
 	"github.com/warrenmesh/warren/netstack/netx"
 )
 
-// maxPings bounds the pings of one NIC that wait for a reply: as many as the
+// maxPings bounds the pings of one NIC that wait for a reply, and the requests
+// that wait for room in the link: as many as the
 // monitors of 5,000 endpoints have where none of them answers for 4 s of 5.
 const maxPings = 4096
 
@@ -65,7 +66,7 @@ func (n *NIC) ping(ctx context.Context, dst netip.Addr) (time.Duration, error) {
 		return 0, err
 	}
 	defer n.pings.end(p)
-	n.writeEcho(&echo{src: p.key.local.Addr(), dst: dst, id: p.key.local.Port(), seq: p.key.remote.Port(), data: p.data[:]})
+	go n.request(p)
 	select {
 	case r := <-p.result:
 		return r.rtt, r.err
@@ -76,6 +77,17 @@ func (n *NIC) ping(ctx context.Context, dst netip.Addr) (time.Duration, error) {
 	}
 }
 
+// request sends p's echo request. It may wait for room in the link longer than
+// p itself does.
+func (n *NIC) request(p *ping) {
+	defer n.pings.wrote(p)
+	if !n.stack.enter() {
+		return
+	}
+	defer n.stack.wg.Done()
+	n.writeEcho(&echo{src: p.key.local.Addr(), dst: p.key.remote.Addr(), id: p.key.local.Port(), seq: p.key.remote.Port(), data: p.data[:]})
+}
+
 // ping is one echo request that waits for its reply. Its key has the
 // identifier for the local port and the sequence number for the remote one, so
 // that an ICMP error names it as it names a flow.
@@ -84,6 +96,8 @@ type ping struct {
 	data   [pingDataLen]byte
 	sent   time.Time
 	result chan pingResult // capacity 1; the first result counts
+
+	written, ended bool // guarded by the table's mu
 }
 
 type pingResult struct {
@@ -106,6 +120,7 @@ type pingTable struct {
 	mu      sync.Mutex
 	next    uint32 // identifier and sequence number of the next; begins anywhere
 	waiting map[flowKey]*ping
+	stuck   int // requests of pings that have ended, which wait for room in the link
 }
 
 func (t *pingTable) init(counter *drops.Counter) {
@@ -121,7 +136,7 @@ func (t *pingTable) begin(src, dst netip.Addr) (*ping, error) {
 	binary.NativeEndian.PutUint64(p.data[8:], rand.Uint64())
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.waiting) >= maxPings {
+	if len(t.waiting)+t.stuck >= maxPings {
 		return nil, errTooManyPings
 	}
 	t.next++
@@ -143,13 +158,25 @@ func pingKey(src, dst netip.Addr, id, seq uint16) flowKey {
 	return flowKey{proto: proto, local: netip.AddrPortFrom(src, id), remote: netip.AddrPortFrom(dst, seq)}
 }
 
-// end takes p out.
+// end takes p out. Its request has its place until the link has taken it.
 func (t *pingTable) end(p *ping) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.waiting, p.key)
+	if p.ended = true; !p.written {
+		t.stuck++
+	}
 	if len(t.waiting) == 0 {
 		t.waiting = nil // a map keeps the memory of its largest size
+	}
+}
+
+// wrote notes that p's request was written, or never will be.
+func (t *pingTable) wrote(p *ping) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p.written = true; p.ended {
+		t.stuck--
 	}
 }
 
