@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 
 	"github.com/warrenmesh/warren/connector/guard"
 	"github.com/warrenmesh/warren/connector/origin"
@@ -208,7 +209,7 @@ func (c *Connector) serveTCP(e *edge, r TCPRequest) {
 	inner, err := r.Accept()
 	if err != nil {
 		netx.Abort(private)
-		c.count.dialed("tcp", resultGone)
+		c.count.dialed("tcp", notAccepted(err))
 		c.done(e, f)
 		return
 	}
@@ -219,6 +220,16 @@ func (c *Connector) serveTCP(e *edge, r TCPRequest) {
 		c.ended(e, "tcp", source, destination, res)
 		c.done(e, f)
 	}))
+}
+
+// notAccepted is the result of a dial whose connection the edge did not keep. A
+// reset came after the edge had taken it: so checks end, of which there are
+// many.
+func notAccepted(err error) string {
+	if errors.Is(err, syscall.ECONNRESET) {
+		return resultOK
+	}
+	return resultGone
 }
 
 // serveUDP carries one UDP flow, until it is idle, the edge ends its session,

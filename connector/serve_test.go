@@ -70,7 +70,7 @@ func (r *fakeRequest) verdict(t *testing.T) error {
 // tcpRequest is a TCPRequest whose edge is the far end of a pipe.
 type tcpRequest struct {
 	fakeRequest
-	gone bool // Accept fails
+	gone error // what Accept fails with; nil: it does not
 	edge *memnet.Conn
 	conn *memnet.Conn
 }
@@ -85,8 +85,8 @@ func (r *tcpRequest) Accept() (net.Conn, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.accepted++
-	if r.gone {
-		return nil, errors.New("reset by peer")
+	if r.gone != nil {
+		return nil, r.gone
 	}
 	return r.conn, nil
 }
@@ -323,32 +323,37 @@ func TestDialEndsWithItsEdge(t *testing.T) {
 }
 
 func TestEdgeGoneBeforeAcceptEndsTheOrigin(t *testing.T) {
-	inBubble(t, func(t *testing.T, b *bench) {
-		l, err := b.origins.Listen("tcp", netip.MustParseAddrPort("10.0.0.10:80"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = l.Close() }()
-		b.start()
-		b.join()
-		r := newTCPRequest("10.0.0.10:80")
-		r.gone = true
-		<-b.tcp(r)
-		c, err := l.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
-			t.Errorf("the origin reads %v, want a reset", err)
-		}
-		_ = c.Close()
-		if b.dials("tcp", resultGone) != 1 || b.c.Status().TCPFlows != 0 {
-			t.Errorf("counted %d, live %d", b.dials("tcp", resultGone), b.c.Status().TCPFlows)
-		}
-		if err := b.finish(); err != nil {
-			t.Error(err)
-		}
-	})
+	for result, gone := range map[string]error{
+		resultGone: fmt.Errorf("accepting: %w", syscall.ECONNREFUSED),
+		resultOK:   fmt.Errorf("accepting: %w", syscall.ECONNRESET), // as a check does
+	} {
+		inBubble(t, func(t *testing.T, b *bench) {
+			l, err := b.origins.Listen("tcp", netip.MustParseAddrPort("10.0.0.10:80"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = l.Close() }()
+			b.start()
+			b.join()
+			r := newTCPRequest("10.0.0.10:80")
+			r.gone = gone
+			<-b.tcp(r)
+			c, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
+				t.Errorf("the origin reads %v, want a reset", err)
+			}
+			_ = c.Close()
+			if b.dials("tcp", result) != 1 || b.c.Status().TCPFlows != 0 {
+				t.Errorf("%v: counted %d, live %d", gone, b.dials("tcp", result), b.c.Status().TCPFlows)
+			}
+			if err := b.finish(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }
 
 func TestScanDoesNotFillTheLog(t *testing.T) {

@@ -29,7 +29,7 @@ func TestChecksForAnEdge(t *testing.T) {
 		b.start()
 		b.join()
 		specs := []wire.WorkSpec{tcpEvery(5 * time.Second), {Check: json.RawMessage(`{"type":"telepathy"}`)}, {Check: json.RawMessage(`{"type":"tcp","thoroughly":true}`)}, {Check: json.RawMessage(`{"type":"icmp"}`), Interval: 5 * time.Second, Timeout: time.Second}}
-		checks := checksOf("10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80", "10.0.0.4:80", "10.6.0.1:80", "10.9.0.1:80", "169.254.169.254:80", "10.0.0.9:80", "10.0.0.1:81", "10.0.0.1:82", "10.0.0.20:0", "10.0.0.21:0", "10.9.0.1:0", "10.0.0.22:0")
+		checks := checksOf("10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80", "10.0.0.4:80", "10.6.0.1:80", "192.168.0.1:80", "169.254.169.254:80", "10.0.0.9:80", "10.0.0.1:81", "10.0.0.1:82", "10.0.0.20:0", "10.0.0.21:0", "192.168.0.1:0", "10.0.0.22:0")
 		checks[8].Spec, checks[9].Spec = 1, 2
 		for i := 10; i < len(checks); i++ {
 			checks[i].Spec = 3
@@ -51,7 +51,7 @@ func TestChecksForAnEdge(t *testing.T) {
 				t.Errorf("check %d: %+v, want %+v", id, r, want)
 			}
 		}
-		if o.count("127.0.0.1:8080") == 0 || o.count("10.0.0.9:80")+o.count("10.6.0.1:80")+o.count("10.9.0.1:80")+o.count("169.254.169.254:80") != 0 {
+		if o.count("127.0.0.1:8080") == 0 || o.count("10.0.0.9:80")+o.count("10.6.0.1:80")+o.count("192.168.0.1:80")+o.count("169.254.169.254:80") != 0 {
 			t.Errorf("dialled %v", o.dials)
 		}
 		if passed, failed, unable := b.c.count.checksPassed.Load(), b.c.count.checksFailed.Load(), b.c.count.checksUnable.Load(); passed < 2 || failed < 6 || unable < 2 {

@@ -1,8 +1,10 @@
 package netstack
 
 import (
+	"errors"
 	"io"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -160,6 +162,30 @@ func TestOpeningGoesWithData(t *testing.T) {
 	ticks(true)
 	l.dial(t, "tcp", service4)
 	<-conns
+}
+
+// A connection that is aborted as soon as it is there has been: the other end
+// takes it, or hears of a connection that was reset, not of a dial that was
+// given up.
+func TestAbortEndsTheHandshake(t *testing.T) {
+	l := newLab(t)
+	ended := make(chan error, 1)
+	err := l.connector.ForwardTCP(ForwardTCPConfig{Handler: func(r *TCPRequest) {
+		c, err := r.Accept()
+		if err == nil {
+			_ = c.Close()
+		}
+		ended <- err
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		netx.Abort(l.dial(t, "tcp", service4))
+		if err := <-ended; err != nil && !errors.Is(err, syscall.ECONNRESET) {
+			t.Fatalf("accepting: %v", err)
+		}
+	}
 }
 
 func TestWhatMayWait(t *testing.T) {

@@ -290,11 +290,14 @@ func (c *TCPConn) Close() error {
 	return nil
 }
 
-// Abort implements netx.Aborter: it sends a RST and drops what is unsent.
+// Abort implements netx.Aborter: it sends a RST and drops what is unsent. The
+// end of our handshake goes first: the other end takes the connection, however
+// short, and not a dial that was given up.
 func (c *TCPConn) Abort() {
 	if c.closed.Swap(true) {
 		return
 	}
+	c.opened()
 	c.ep.Abort()
 	c.release()
 }
