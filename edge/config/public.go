@@ -22,8 +22,8 @@ type publicTable struct {
 	// KeepAlive is the time between the probes of an idle connection. Default:
 	// 30s; 1s to 2h.
 	KeepAlive time.Duration `toml:"keepalive" default:"30s" range:"1s..2h"`
-	// MaxDials is how many connects may wait for an answer at a time; more fail
-	// at once. Default: 1024; 1 to 1000000.
+	// MaxDials is how many connects may wait for an answer at a time, a quarter
+	// of them to one endpoint; more fail at once. Default: 1024; 1 to 1000000.
 	MaxDials int `toml:"max_dials" default:"1024" range:"1..1000000"`
 }
 

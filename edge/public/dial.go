@@ -6,19 +6,24 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"syscall"
 
 	"github.com/warrenmesh/warren/netstack/netx"
 	"github.com/warrenmesh/warren/netstack/relay"
 )
 
-// Dialer dials public origins. It is immutable but for the count of dials
-// under way, and safe for concurrent use.
+// Dialer dials public origins. It is immutable but for the dials under way, and
+// safe for concurrent use.
 type Dialer struct {
-	spec   Spec
-	own    map[netip.Addr]struct{}
-	places chan struct{} // one token for each dial under way
-	dial   func(ctx context.Context, network, address string) (net.Conn, error)
+	spec  Spec
+	own   map[netip.Addr]struct{}
+	share int // dials to one endpoint
+	dial  func(ctx context.Context, network, address string) (net.Conn, error)
+
+	mu    sync.Mutex
+	all   int                    // dials under way
+	under map[netip.AddrPort]int // the same, by endpoint
 }
 
 var _ netx.Dialer = (*Dialer)(nil)
@@ -27,10 +32,11 @@ var _ netx.Dialer = (*Dialer)(nil)
 func New(spec Spec) *Dialer {
 	spec = spec.withDefaults()
 	d := &Dialer{
-		spec:   spec,
-		own:    make(map[netip.Addr]struct{}, len(spec.Own)),
-		places: make(chan struct{}, spec.MaxDials),
-		dial:   (&net.Dialer{KeepAlive: spec.KeepAlive}).DialContext,
+		spec:  spec,
+		own:   make(map[netip.Addr]struct{}, len(spec.Own)),
+		share: (spec.MaxDials + endpointShare - 1) / endpointShare,
+		dial:  (&net.Dialer{KeepAlive: spec.KeepAlive}).DialContext,
+		under: make(map[netip.AddrPort]int),
 	}
 	for _, a := range spec.Own {
 		d.own[a.Unmap().WithZone("")] = struct{}{}
@@ -62,7 +68,8 @@ const udpReadBuffer = 1 << 20
 //
 // It ends after the Spec's timeout. An error wraps netx.ErrRefused,
 // ErrUnreachable or ErrTimedOut; only an end of ctx is none of them. Where
-// MaxDials wait already it fails at once with ErrBusy.
+// MaxDials wait already, or a quarter of them for addr, it fails at once with
+// ErrBusy.
 func (d *Dialer) DialContext(ctx context.Context, network string, addr netip.AddrPort) (net.Conn, error) {
 	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 	what := fmt.Sprintf("dialling \"%s/%s\"", network, addr)
@@ -75,12 +82,10 @@ func (d *Dialer) DialContext(ctx context.Context, network string, addr netip.Add
 	if err := d.Check(addr.Addr()); err != nil {
 		return nil, &Error{What: what, Class: netx.ErrUnreachable, Err: err}
 	}
-	select {
-	case d.places <- struct{}{}:
-		defer func() { <-d.places }()
-	default:
-		return nil, &Error{What: what, Class: netx.ErrUnreachable, Err: fmt.Errorf("%w: %d are waiting; raise [public] max_dials, or look why they wait", ErrBusy, cap(d.places))}
+	if err := d.enter(addr); err != nil {
+		return nil, &Error{What: what, Class: netx.ErrUnreachable, Err: err}
 	}
+	defer d.leave(addr)
 	ctx, cancel := context.WithTimeout(ctx, d.spec.Timeout)
 	defer cancel()
 	conn, err := d.dial(ctx, network, addr.String())
@@ -91,6 +96,30 @@ func (d *Dialer) DialContext(ctx context.Context, network string, addr netip.Add
 		relay.GrowBuffers(u, udpReadBuffer, 0) // as much of it as the machine allows
 	}
 	return conn, nil
+}
+
+// enter takes a place for a dial to addr; leave gives it back.
+func (d *Dialer) enter(addr netip.AddrPort) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.all >= d.spec.MaxDials:
+		return fmt.Errorf("%w: %d are waiting; raise [public] max_dials, or look why they wait", ErrBusy, d.all)
+	case d.under[addr] >= d.share:
+		return fmt.Errorf("%w: %d are waiting for this endpoint; raise [public] max_dials, of which it has a quarter, or look why they wait", ErrBusy, d.share)
+	}
+	d.all++
+	d.under[addr]++
+	return nil
+}
+
+func (d *Dialer) leave(addr netip.AddrPort) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.all--
+	if d.under[addr]--; d.under[addr] == 0 {
+		delete(d.under, addr)
+	}
 }
 
 // Error is a failed dial or ping. It wraps Class and Err, and reads as What

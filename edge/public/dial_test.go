@@ -138,12 +138,12 @@ func TestDialErrors(t *testing.T) {
 
 func TestDialIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := fake(Spec{MaxDials: 2}, func(ctx context.Context, _, _ string) (net.Conn, error) {
+		d := fake(Spec{MaxDials: 8}, func(ctx context.Context, _, _ string) (net.Conn, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		})
 		addr := netip.MustParseAddrPort("8.8.8.8:443")
-		began, results := time.Now(), make(chan error, 2)
+		began, results := time.Now(), make(chan error, 8)
 		for range 2 {
 			go func() {
 				_, err := d.DialContext(t.Context(), "tcp", addr)
@@ -154,7 +154,19 @@ func TestDialIsBounded(t *testing.T) {
 		if _, err := d.DialContext(t.Context(), "tcp", addr); !errors.Is(err, ErrBusy) || !errors.Is(err, netx.ErrUnreachable) {
 			t.Errorf("the third = %v, want busy", err)
 		}
-		for range 2 {
+		for last := range byte(3) { // others have places still
+			for range 2 {
+				go func() {
+					_, err := d.DialContext(t.Context(), "tcp", netip.AddrPortFrom(netip.AddrFrom4([4]byte{8, 8, 4, last}), 443))
+					results <- err
+				}()
+			}
+		}
+		synctest.Wait()
+		if _, err := d.DialContext(t.Context(), "tcp", netip.MustParseAddrPort("9.9.9.9:443")); !errors.Is(err, ErrBusy) {
+			t.Errorf("the ninth of all = %v, want busy", err)
+		}
+		for range 8 {
 			if err := <-results; !errors.Is(err, netx.ErrTimedOut) {
 				t.Errorf("err = %v, want timed out", err)
 			}
@@ -167,8 +179,8 @@ func TestDialIsBounded(t *testing.T) {
 		if _, err := d.DialContext(ctx, "tcp", addr); !errors.Is(err, context.Canceled) || netx.Classify(err) != nil {
 			t.Errorf("given up = %v, want no class", err)
 		}
-		if len(d.places) != 0 {
-			t.Errorf("%d places are still taken", len(d.places))
+		if d.all != 0 || len(d.under) != 0 {
+			t.Errorf("%d places are still taken, by %v", d.all, d.under)
 		}
 	})
 }

@@ -27,16 +27,19 @@ const (
 	DefaultKeepAlive = 30 * time.Second
 	// DefaultMaxDials is how many dials may wait for an answer at one time.
 	DefaultMaxDials = 1024
+	// endpointShare is which part of them one endpoint may have.
+	endpointShare = 4
 )
 
 // Causes of a failed dial beyond netx's. An error that wraps one of them wraps
-// netx.ErrUnreachable too.
+// netx.ErrUnreachable too. All but ErrNotPublic say nothing of the origin, and
+// the edge counts them neither as its failure nor as a check that failed.
 var (
 	// ErrNotPublic: Check refuses the address.
 	ErrNotPublic = errors.New("not a public address")
-	// ErrBusy: MaxDials are waiting already. It is no fault of the origin's.
+	// ErrBusy: MaxDials are waiting already, or that endpoint's share of them.
 	ErrBusy = errors.New("too many dials to public origins at one time")
-	// ErrDescriptors: no socket could be opened. It is no fault of the origin's.
+	// ErrDescriptors: no socket could be opened.
 	ErrDescriptors = errors.New("the edge has no file descriptor left: raise its limit (LimitNOFILE= of the systemd unit, or ulimit -n; fs.file-max where the whole machine has none)")
 	// ErrPingUnsupported: this machine does not let the process send pings.
 	ErrPingUnsupported = errors.New("this machine does not let the edge send pings: let its group do so with sysctl net.ipv4.ping_group_range=\"0 2147483647\", or use another type of check")
@@ -57,6 +60,8 @@ type Spec struct {
 	// KeepAlive is the interval of TCP keep-alive probes. Default 30 s;
 	// negative turns them off.
 	KeepAlive time.Duration
-	// MaxDials bounds the dials at one time. Default 1024.
+	// MaxDials bounds the dials at one time, of which one endpoint has a
+	// quarter at most, so that one that is silent leaves the others theirs.
+	// Default 1024.
 	MaxDials int
 }
