@@ -17,7 +17,7 @@ const maxStray = 64
 
 // maxSilence is how long a check without an expected answer waits for a
 // port-unreachable: longer than any path takes, and half the time that it has
-// where that is less. It holds a place among the checks for as long.
+// where that is less.
 const maxSilence = time.Second
 
 // nothing is what is sent where the Spec does not say: a datagram without a

@@ -187,6 +187,7 @@ func (p *Pending) commit() (tasksEnded bool) {
 		}
 	}
 	m.checks, m.plans = p.checks, p.plans
+	m.forgetSharesLocked()
 	m.delegateLocked()
 	m.view.Store(&p.view)
 	m.coming.Store(nil)

@@ -24,7 +24,9 @@ func (m *Monitor) Tasks() []Task {
 
 // Reported takes in the result of a task that the connector by has run. It
 // counts as a check of the edge's own does; that of a task which is no more is
-// dropped. OnChange is called before it returns.
+// dropped, and so is one that comes sooner after another than half the interval:
+// a connector that tells much at once must not turn an endpoint over and over.
+// OnChange is called before it returns.
 func (m *Monitor) Reported(by string, id uint64, r check.Result) {
 	c := (*m.tasks.Load())[id]
 	if c == nil {
@@ -36,6 +38,10 @@ func (m *Monitor) Reported(by string, id uint64, r check.Result) {
 		return
 	}
 	c.heard = time.Now()
+	if !c.took.IsZero() && c.heard.Sub(c.took) < c.plan.spec.Interval/2 {
+		return
+	}
+	c.took = c.heard
 	c.record(c.heard, by, r)
 }
 
@@ -104,6 +110,7 @@ func (c *watch) begin() {
 
 // lost makes the endpoint unknown, because of cause. The caller holds c.mu.
 func (c *watch) lost(at time.Time, cause error) {
+	c.took = time.Time{}
 	before := c.verdict.Load()
 	if before.state == StateUnknown && before.why == cause.Error() {
 		return

@@ -57,8 +57,10 @@ func TestDelegated(t *testing.T) {
 		if r := m.Snapshot()[0]; r.CheckedBy != "berlin-1" || r.RTT != passed.RTT || !r.Checked.Equal(time.Now()) {
 			t.Errorf("result = %+v", r)
 		}
+		after(pg.Interval)
 		m.Reported("berlin-1", task.ID, failed)
 		wantUp(t, m, true, "")
+		after(pg.Interval / 2)
 		m.Reported("berlin-2", task.ID, failed) // Fall counts reports, whoever makes them
 		wantUp(t, m, false, "connection refused")
 		wantEvents(t, e, place+" pg up→down")
@@ -112,6 +114,41 @@ func TestASilentConnectorIsUnknown(t *testing.T) {
 		m.Reported("c", task.ID, failed)
 		wantUp(t, m, false, "connection refused")
 		wantEvents(t, e, place+" pg unknown→down")
+	})
+}
+
+// A connector that tells of an endpoint all there is, at once and by turns,
+// turns it over no sooner than one that tells of it at its time.
+func TestReportsThatComeTooSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		spec := far()
+		spec.Rise, spec.Fall = 1, 1
+		m, e := start(t, newWorld(), spec)
+		task := only(t, m)
+		storm := func() {
+			for range 300 {
+				m.Reported("c", task.ID, check.Result{Err: check.ErrUnable})
+				m.Reported("c", task.ID, passed)
+				m.Reported("c", task.ID, failed)
+			}
+		}
+		m.Reported("c", task.ID, passed)
+		storm()
+		after(spec.Interval/2 - time.Millisecond)
+		storm()
+		wantEvents(t, e, place+" pg unknown→up")
+		after(time.Millisecond)
+		storm()
+		wantEvents(t, e, place+" pg up→unknown")
+		m.Unserved(task.ID) // whoever has it next is heard at once
+		m.Reported("d", task.ID, passed)
+		wantEvents(t, e, place+" pg unknown→up")
+		storm()
+		for range 4 { // nor is a connector silent whose reports do not count
+			after(spec.Interval / 4)
+			m.Reported("d", task.ID, passed)
+		}
+		wantEvents(t, e)
 	})
 }
 
@@ -232,6 +269,7 @@ func TestHandOver(t *testing.T) {
 		wantUp(t, m, true, "")
 		dials := w.count(place)
 		m.Reported("c", task.ID, failed)
+		after(pg.Interval)
 		m.Reported("c", task.ID, failed)
 		wantUp(t, m, false, "connection refused")
 		wantEvents(t, e, place+" pg up→down")
@@ -247,6 +285,7 @@ func TestHandOver(t *testing.T) {
 		wantUp(t, m, false, "connection refused")
 		task = only(t, m)
 		m.Reported("c", task.ID, passed)
+		after(slower.Interval)
 		m.Reported("c", task.ID, passed)
 		wantUp(t, m, true, "")
 		wantEvents(t, e, place+" pg down→up")

@@ -1,10 +1,10 @@
 // Package monitor checks endpoints actively and keeps a verdict on each.
 //
-// New makes a Monitor with the dialer that its checks use, Apply tells it what
-// to watch, and Up answers from memory for the balancer. Each check of the
-// edge's own runs on its own goroutine, begins as soon as it is applied, and is
-// shared by all the pools that ask the same of the same endpoint. Stop ends
-// them all and waits.
+// New makes a Monitor with the dialer that its checks use, Prepare and Commit
+// tell it what to watch, and Up answers from memory for the balancer. Each check
+// of the edge's own runs on its own goroutine, begins as soon as it is prepared,
+// and is shared by all the pools that ask the same of the same endpoint. Stop
+// ends them all and waits.
 //
 // An endpoint is unknown until its first check ends, and unknown is not up:
 // nobody may be sent to a place that nobody has seen. The first answer settles
@@ -19,9 +19,9 @@
 //
 // Where no connector serves the network nothing is learnt about the endpoint:
 // it is unknown again, and one good check after the connector's return is
-// enough. So it is after Fall checks that could not be made (check.ErrUnable).
-// An endpoint that goes down soon after it came up is flapping: it must stay
-// well for a hold time, which doubles, before it is up again.
+// enough. So it is after Fall checks that could not be made (check.ErrUnable),
+// but for an endpoint that is flapping: one that goes down soon after it came
+// up must stay well for a hold time, which doubles, before it is up again.
 //
 // Who runs a monitor's checks is the operator's choice: the edge, through the
 // tunnel, or a connector of the endpoint's network. The latter are delegated:
@@ -93,26 +93,30 @@ type Deps struct {
 	Ping PingFunc
 	// OnChange, if set, hears of each change of state exactly once, changes
 	// of one endpoint in their order. It is called from the check's own
-	// goroutine, which it must not hold up for long, and must not call Apply
-	// or Stop.
+	// goroutine, which it must not hold up for long, and must call none of
+	// Prepare, Commit, Rollback and Stop.
 	OnChange func(Change)
 	// OnTasks, if set, is called after the set of Tasks has changed. It is
 	// called from Prepare, Commit and Rollback, and must call none of them.
 	OnTasks func()
-	// Concurrency bounds how many checks dial at one time. Default 256: dead
-	// endpoints hold a place for a whole timeout each, and must not keep
-	// others from their turn.
+	// Concurrency bounds how many checks of one network dial at one time, and
+	// those of all to networksAtOnce times as many. Default 256: dead endpoints
+	// hold a place for a whole timeout each, and must not keep others from
+	// their turn, least of all those of other networks.
 	Concurrency int
 }
 
 // defaultConcurrency: 1,000 dead endpoints with the default timeout of 2 s
 // then take 8 s a round.
-const defaultConcurrency = 256
+const (
+	defaultConcurrency = 256
+	networksAtOnce     = 4
+)
 
 // Monitor runs the checks. The zero value is not usable; call New.
 type Monitor struct {
 	deps   Deps
-	places chan struct{} // one token for each check that dials
+	places chan struct{} // one token for each check that dials, of all networks
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // one for each check's goroutine
@@ -125,10 +129,11 @@ type Monitor struct {
 
 	mu       sync.Mutex // serialises Prepare, Commit, Rollback and Stop
 	checks   map[identity]*watch
-	plans    map[settings]*plan // of checks
-	pending  *Pending           // that is open, or nil
-	lastID   uint64             // of a Task
-	sweeping bool               // the sweeper runs
+	plans    map[settings]*plan       // of checks
+	shares   map[string]chan struct{} // the places of each network
+	pending  *Pending                 // that is open, or nil
+	lastID   uint64                   // of a Task
+	sweeping bool                     // the sweeper runs
 	stopped  bool
 }
 
@@ -147,7 +152,8 @@ func New(deps Deps) *Monitor {
 	}
 	m := &Monitor{
 		deps:   deps,
-		places: make(chan struct{}, deps.Concurrency),
+		places: make(chan struct{}, networksAtOnce*deps.Concurrency),
+		shares: make(map[string]chan struct{}),
 		sweeps: make(chan struct{}, 1),
 		checks: make(map[identity]*watch),
 	}
@@ -222,19 +228,8 @@ func (m *Monitor) Recheck(network string) {
 	}
 }
 
-// Apply makes targets all that is watched: new ones begin, unchanged ones go
-// on with their state, the rest end. It is Prepare and Commit in one.
-func (m *Monitor) Apply(specs []Spec, targets []Target) error {
-	change, err := m.Prepare(specs, targets)
-	if err != nil {
-		return err
-	}
-	change.Commit()
-	return nil
-}
-
 // Stop ends every check and waits for them. OnChange is not called after it
-// returns. Verdicts stay readable; Apply fails.
+// returns. Verdicts stay readable; Prepare fails.
 func (m *Monitor) Stop() {
 	m.mu.Lock()
 	m.stopped = true

@@ -66,9 +66,13 @@ func judge(v verdict, spec Spec, at time.Time, rtt time.Duration, err error) ver
 }
 
 func (v verdict) passed(spec Spec, at time.Time) verdict {
+	rise := spec.Rise
 	switch v.state {
 	case StateUnknown:
-		return v.enter(StateUp, at, "")
+		if v.hold == 0 {
+			return v.enter(StateUp, at, "")
+		}
+		rise = 1
 	case StateUp:
 		v.streak = 0
 		if v.hold > 0 && at.Sub(v.rose) >= max(v.hold, flapWindow(spec.Interval)) {
@@ -82,7 +86,7 @@ func (v verdict) passed(spec Spec, at time.Time) verdict {
 	v.streak++
 	left := v.hold - at.Sub(v.well)
 	switch {
-	case v.streak < spec.Rise:
+	case v.streak < rise:
 		v.why = fmt.Sprintf("passed %d of the %d checks in a row that bring it up", v.streak, spec.Rise)
 		return v
 	case left > 0:
@@ -115,8 +119,8 @@ func (v verdict) failed(spec Spec, at time.Time, err error) verdict {
 	switch {
 	case v.streak < spec.Fall:
 		return v
-	case nothing: // trouble of our own that lasts
-		return v.forget(at, why)
+	case nothing: // trouble of our own that lasts; it does not end flapping
+		return v.enter(StateUnknown, at, why)
 	}
 	window := flapWindow(spec.Interval)
 	switch {

@@ -57,6 +57,9 @@ func TestJudge(t *testing.T) {
 		{"and is unknown if it lasts", 3, 3, ".!!!!.", "+++UU+"},
 		{"nor does it bring anything down, or up", 2, 2, "x!!!.!.!", "dddddd++"},
 		{"nor anything in, at first", 2, 2, "!!x", "UUd"},
+		{"but does not end flapping", 1, 1, "x.x" + "!" + ".............", "d+dddddddddddddd+"},
+		{"nor does it while it is up", 1, 1, "x.x.............!" + ".............", "d+ddddddddddddd+" + "U" + "UUUUUUUUUUUU+"},
+		{"and a failure then counts", 1, 1, "x.x.............!.x..", "d+ddddddddddddd+UUddd"},
 		{"losing the connector forgives", 1, 1, "x.x-.x.", "d+dU+d+"},
 	}
 	for _, test := range tests {

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -57,6 +55,8 @@ type watch struct {
 	plan   *plan
 	task   uint64 // ID of its Task; 0 where the edge checks
 	deps   *Deps
+	share  chan struct{}   // the places of its network
+	places chan struct{}   // those of all
 	ctx    context.Context // ends the check
 	cancel context.CancelFunc
 	done   chan struct{} // closed once the verdict is written no more
@@ -76,6 +76,7 @@ type watch struct {
 	live   bool       // reports count: it has taken over, and has not ended
 	ended  bool
 	heard  time.Time // when a connector last reported, or could have begun to
+	took   time.Time // when a report last counted; zero: the next one does
 }
 
 func newWatch(id identity, plan *plan, target Target, first verdict) *watch {
@@ -90,7 +91,7 @@ func newWatch(id identity, plan *plan, target Target, first verdict) *watch {
 
 // startLocked begins c, which ends with c.end or the Monitor's Stop.
 func (m *Monitor) startLocked(c *watch) {
-	c.deps = &m.deps
+	c.deps, c.share, c.places = &m.deps, m.shareLocked(c.id.network), m.places
 	c.ctx, c.cancel = context.WithCancel(m.ctx)
 	if c.delegated() {
 		m.lastID++
@@ -107,7 +108,7 @@ func (m *Monitor) startLocked(c *watch) {
 	m.wg.Go(func() {
 		defer close(c.done)
 		defer c.cancel()
-		c.run(m.places)
+		c.run()
 	})
 }
 
@@ -165,7 +166,7 @@ func (c *watch) takeOver() bool {
 
 // run checks until c.ctx ends. A check that is cut short says nothing about
 // the endpoint, and is dropped.
-func (c *watch) run(places chan struct{}) {
+func (c *watch) run() {
 	if !c.takeOver() {
 		return
 	}
@@ -179,13 +180,7 @@ func (c *watch) run(places chan struct{}) {
 		case <-timer.C:
 		case <-c.wake:
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case places <- struct{}{}:
-		}
 		result := c.try(ctx)
-		<-places
 		if ctx.Err() != nil {
 			return
 		}
@@ -205,26 +200,18 @@ func (c *watch) try(ctx context.Context) check.Result {
 }
 
 func (c *watch) once(ctx context.Context) check.Result {
+	place := takePlace(ctx, c.share, c.places)
+	if place == nil {
+		return check.Result{Err: ctx.Err()}
+	}
+	defer place.give()
 	ctx, cancel := context.WithTimeout(ctx, c.plan.spec.Timeout)
 	defer cancel()
-	return c.plan.check.Run(ctx, c, c.id.addr)
-}
-
-// Dial implements check.Dialer in the endpoint's network.
-func (c *watch) Dial(ctx context.Context, proto string, addr netip.AddrPort) (net.Conn, error) {
-	return c.deps.Dial(ctx, c.id.network, proto, addr)
+	return c.plan.check.Run(ctx, attempt{c, place}, c.id.addr)
 }
 
 // errNoPing is a Deps without Ping.
 var errNoPing = fmt.Errorf("this edge cannot ping: %w", check.ErrUnable)
-
-// Ping implements check.Dialer in the endpoint's network.
-func (c *watch) Ping(ctx context.Context, addr netip.Addr) error {
-	if c.deps.Ping == nil {
-		return errNoPing
-	}
-	return c.deps.Ping(ctx, c.id.network, addr)
-}
 
 // record takes in the outcome of a check, which by ran, and tells of a change.
 func (c *watch) record(at time.Time, by string, r check.Result) {

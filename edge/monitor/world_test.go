@@ -176,3 +176,14 @@ func wantEvents(t *testing.T, e *events, want ...string) {
 		t.Fatalf("events differ (-want +got):\n%s", diff)
 	}
 }
+
+// Apply makes targets all that is watched: new ones begin, unchanged ones go
+// on with their state, the rest end. It is Prepare and Commit in one.
+func (m *Monitor) Apply(specs []Spec, targets []Target) error {
+	change, err := m.Prepare(specs, targets)
+	if err != nil {
+		return err
+	}
+	change.Commit()
+	return nil
+}
