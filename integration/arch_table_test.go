@@ -38,6 +38,7 @@ var rooms = []room{
 
 	{"host", []string{}, whyLeaf},
 	{"host/lookup", []string{}, whyLeaf},
+	{"host/ping", []string{}, whyLeaf},
 
 	{"check", []string{"netstack/netx"}, whyCheck},
 
@@ -68,7 +69,7 @@ var rooms = []room{
 	{"edge/balance", ofEdge, whyRoom},
 	{"edge/monitor", append([]string{"check"}, ofEdge...), whyRoom},
 	{"edge/resolve", append([]string{"host/lookup"}, ofEdge...), whyRoom},
-	{"edge/public", append([]string{"host/lookup"}, ofEdge...), whyRoom},
+	{"edge/public", append([]string{"host/lookup", "host/ping"}, ofEdge...), whyRoom},
 	{"edge/events", ofEdge, whyRoom},
 	{"edge/enroll", append([]string{"edge/wire", "check"}, ofEdge...), whyRoom},
 	{"edge/observe", ofEdge, whyRoom},
@@ -85,7 +86,7 @@ var rooms = []room{
 	{"connector/config", []string{"connector", "check", "connector/guard", "connector/origin", "connector/state", "edge/wire", "netstack/...", "configs/...", "host"}, whyConnector},
 	{"connector/state", []string{"check", "edge/wire", "host"}, whyConnector},
 	{"connector/guard", []string{"check"}, whyConnector},
-	{"connector/origin", []string{"check", "connector/guard", "netstack/netx", "netstack/relay"}, whyConnector},
+	{"connector/origin", []string{"check", "connector/guard", "netstack/netx", "netstack/relay", "host/ping"}, whyConnector},
 
 	{"dnsd", []string{"dnsd/...", "configs/...", "host"}, whyDnsd},
 	{"dnsd/config", []string{"dnsd/...", "configs/..."}, whyDnsd},

@@ -8,7 +8,9 @@ import (
 	"net/netip"
 	"sync"
 	"syscall"
+	"time"
 
+	"github.com/warrenmesh/warren/host/ping"
 	"github.com/warrenmesh/warren/netstack/netx"
 	"github.com/warrenmesh/warren/netstack/relay"
 )
@@ -20,6 +22,7 @@ type Dialer struct {
 	own   map[netip.Addr]struct{}
 	share int // dials to one endpoint
 	dial  func(ctx context.Context, network, address string) (net.Conn, error)
+	ping  func(ctx context.Context, addr netip.Addr) (time.Duration, error)
 
 	mu    sync.Mutex
 	all   int                    // dials under way
@@ -36,6 +39,7 @@ func New(spec Spec) *Dialer {
 		own:   make(map[netip.Addr]struct{}, len(spec.Own)),
 		share: (spec.MaxDials + endpointShare - 1) / endpointShare,
 		dial:  (&net.Dialer{KeepAlive: spec.KeepAlive}).DialContext,
+		ping:  ping.Send,
 		under: make(map[netip.AddrPort]int),
 	}
 	for _, a := range spec.Own {

@@ -15,6 +15,8 @@ import (
 	"errors"
 	"net/netip"
 	"time"
+
+	"github.com/warrenmesh/warren/host/ping"
 )
 
 // Defaults of a Spec.
@@ -42,7 +44,7 @@ var (
 	// ErrDescriptors: no socket could be opened.
 	ErrDescriptors = errors.New("the edge has no file descriptor left: raise its limit (LimitNOFILE= of the systemd unit, or ulimit -n; fs.file-max where the whole machine has none)")
 	// ErrPingUnsupported: this machine does not let the process send pings.
-	ErrPingUnsupported = errors.New("this machine does not let the edge send pings: let its group do so with sysctl net.ipv4.ping_group_range=\"0 2147483647\", or use another type of check")
+	ErrPingUnsupported = ping.ErrForbidden
 )
 
 // Spec says what may be dialled, and how. The zero value dials public

@@ -1,4 +1,4 @@
-package origin
+package ping
 
 import (
 	"net"
@@ -9,11 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// unprivilegedPing is a datagram socket of ICMP (icmp(7), ping_group_range). The
+// unprivileged is a datagram socket of ICMP (icmp(7), ping_group_range). The
 // kernel chooses the identifier, and gives the socket replies that have it.
-type unprivilegedPing struct{ *net.UDPConn }
+type unprivileged struct{ *net.UDPConn }
 
-func openUnprivileged(dst netip.Addr) (pingSocket, error) {
+func openUnprivileged(dst netip.Addr) (socket, error) {
 	family, proto := unix.AF_INET6, unix.IPPROTO_ICMPV6
 	var to unix.Sockaddr = &unix.SockaddrInet6{Addr: dst.As16()}
 	if dst.Is4() {
@@ -34,12 +34,12 @@ func openUnprivileged(dst netip.Addr) (pingSocket, error) {
 		return nil, err
 	}
 	hearErrors(conn.(syscall.Conn), dst)
-	return unprivilegedPing{conn.(*net.UDPConn)}, nil
+	return unprivileged{conn.(*net.UDPConn)}, nil
 }
 
-func (s unprivilegedPing) ident() (uint16, bool) { return 0, true }
+func (s unprivileged) ident() (uint16, bool) { return 0, true }
 
-func (s unprivilegedPing) receive(b []byte) (int, netip.Addr, error) {
+func (s unprivileged) receive(b []byte) (int, netip.Addr, error) {
 	n, from, err := s.ReadFromUDPAddrPort(b)
 	return n, from.Addr(), err
 }

@@ -1,6 +1,6 @@
 //go:build !linux
 
-package origin
+package ping
 
 import (
 	"net/netip"
@@ -8,6 +8,6 @@ import (
 )
 
 // openUnprivileged is for Linux alone: what such a socket gives differs.
-func openUnprivileged(netip.Addr) (pingSocket, error) { return nil, errUnsupported }
+func openUnprivileged(netip.Addr) (socket, error) { return nil, errUnsupported }
 
 func hearErrors(syscall.Conn, netip.Addr) {}
