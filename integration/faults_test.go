@@ -119,7 +119,7 @@ func TestReplicaLost(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			d, berlin, _ := deployEchoes(t)
-			rate := 200
+			rate := 1000
 			if daemon.Race {
 				rate = 30
 			}

@@ -142,10 +142,10 @@ func (f *tcpForwarder) admit(r *TCPRequest) (why string, refuse bool) {
 	switch {
 	case f.cfg.Handler == nil:
 		return whyNoForwarder, true
-	case len(f.pending) >= f.cfg.PendingTotal:
-		return whyPendingAll, true
+	case len(f.pending) >= f.cfg.PendingTotal: // as a full backlog: the SYN comes again in a second
+		return whyPendingAll, false
 	case f.perDest[r.key.local] >= f.cfg.Pending:
-		return whyPending, true
+		return whyPending, false
 	}
 	r.handler = f.cfg.Handler
 	f.pending[r.key] = r
