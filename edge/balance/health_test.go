@@ -298,6 +298,11 @@ func TestNames(t *testing.T) {
 	if _, why, ok := w.Pick(Request{App: "db"}); ok || why != `pool "db" has no healthy endpoint: 1 unknown (db.internal:5432: the name "db.internal" has no address yet)` {
 		t.Errorf("%v, %s", ok, why)
 	}
+	off := named("db.internal", 5432)
+	off.Disabled = true
+	w.told()
+	w.reload([]Spec{{Name: "db", Monitor: "pg", Endpoints: []Member{off}}})
+	w.wantTold("db: unknown → down (0 of 1 endpoints usable: 1 disabled)") // of the endpoint there is no address to tell
 	last := App{Name: "a", Pools: []Choice{{"none", 1}}, Fallback: "db"}
 	w.reload([]Spec{{Name: "db", Endpoints: []Member{named("db.internal", 5432)}}}, last)
 	if pick, why, ok := w.Pick(Request{App: "a"}); ok {

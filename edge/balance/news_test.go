@@ -37,7 +37,7 @@ func TestNewsComeInTime(t *testing.T) {
 	before := w.pools["db"].views[ordinary].Load()
 	w.tell(b1, "") // no news
 	w.pass(newsEvery)
-	w.tell(b1, "")
+	w.Pools()
 	if now := w.pools["db"].views[ordinary].Load(); now != before {
 		t.Error("a verdict that has not changed rebuilt the view")
 	}

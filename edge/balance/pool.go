@@ -186,8 +186,8 @@ func (p *pool) refresh(change func(now int64)) {
 }
 
 // news takes in what Health has to tell of member i. An event tells of it at
-// once, and so the view does if the pool's state changes or enough time has
-// passed since it was built; else those who come later rebuild it.
+// once. The view is made anew at once if the pool's state changes or a flow waits
+// for the endpoint, and else by the flow that comes next, once it is old enough.
 func (p *pool) news(i int) {
 	s := p.shared
 	now := s.root.now()
@@ -199,7 +199,7 @@ func (p *pool) news(i int) {
 		return
 	}
 	v := p.views[ordinary].Load()
-	if v != nil && now-v.built < int64(newsEvery) && p.deferLocked(i, v.built+int64(newsEvery), now) {
+	if v != nil && p.deferLocked(i, v.built+int64(newsEvery), now) {
 		s.mu.Unlock()
 		s.root.flush()
 		return

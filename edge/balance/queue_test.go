@@ -343,7 +343,7 @@ func TestQueueMovesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		one, two := queueing(3, b1), queueing(3, b2)
 		one.Monitor, two.Name, two.Queue.Timeout = "pg", "two", time.Minute
-		down := false
+		var down atomic.Bool
 		d := New([]Spec{one, two}, []App{{Name: "db", Pools: []Choice{{"db", 1}, {"two", 1}}}}, Deps{Health: switched{&down}})
 		arrive(t.Context(), d)
 		if other, why, ok := d.Pick(Request{App: "db"}); !ok || other.Pool != "two" {
@@ -351,20 +351,42 @@ func TestQueueMovesOn(t *testing.T) {
 		}
 		waits := arrive(t.Context(), d)
 		time.Sleep(time.Second)
-		down = true
+		down.Store(true)
 		d.HealthChanged("berlin", at(b1).Addr, "pg")
 		synctest.Wait()
-		if waits.done || d.pools["two"].shared.queue.waiting.Load() != 1 {
-			t.Fatalf("it does not wait for the second pool: %+v", waits)
+		if d.pools["two"].shared.queue.waiting.Load() != 1 {
+			t.Fatal("it does not wait for the second pool")
 		}
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if waits.ok || waits.after != 5*time.Second || waits.why != `pool "two": 5s passed while waiting for an endpoint` {
 			t.Errorf("%+v", waits)
 		}
 	})
 }
 
-// switched is a Health that is down as a whole, or up.
-type switched struct{ down *bool }
+// TestQueueHearsNews: a flow that waits gets an endpoint that comes up, however
+// soon after other news.
+func TestQueueHearsNews(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		spec := queueing(3, b1, b2, b3)
+		spec.Monitor = "pg"
+		h := health{b2 + " pg": "refused", b3 + " pg": "refused"}
+		d := New([]Spec{spec}, appsOf(spec), Deps{Health: h})
+		one, waits := arrive(t.Context(), d), arrive(t.Context(), d)
+		if !one.ok || waits.done {
+			t.Fatalf("%+v, %+v", one, waits)
+		}
+		delete(h, b2+" pg")
+		d.HealthChanged("berlin", at(b2).Addr, "pg")
+		synctest.Wait()
+		if !waits.ok || waits.pick.Endpoint != at(b2) || waits.after != 0 {
+			t.Errorf("%+v", waits)
+		}
+	})
+}
 
-func (s switched) Up(string, netip.AddrPort, string) (bool, string) { return !*s.down, "no route" }
+// switched is a Health that is down as a whole, or up.
+type switched struct{ down *atomic.Bool }
+
+func (s switched) Up(string, netip.AddrPort, string) (bool, string) { return !s.down.Load(), "no route" }

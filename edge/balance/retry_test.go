@@ -282,6 +282,20 @@ func TestRotatingAnswers(t *testing.T) {
 	})
 }
 
+// TestReturnIsNoNews: what an endpoint was when it left is no state to tell a
+// change from when it comes back.
+func TestReturnIsNoNews(t *testing.T) {
+	w := newWorld(t, []Spec{pooled("db", "pg", b1, b2)})
+	w.Pools()
+	w.reload([]Spec{pooled("db", "pg", b2)})
+	w.set(b1, "refused")
+	w.told()
+	w.reload([]Spec{pooled("db", "pg", b1, b2)})
+	w.wantTold("db: healthy → degraded (1 of 2 endpoints usable: 1 down (10.0.0.10:5432: refused))")
+	w.set(b1, "")
+	w.wantTold("db "+b1+": down → up ()", "db: degraded → healthy ()")
+}
+
 func ids(list []*endpoint) (out []Endpoint) {
 	for _, e := range list {
 		out = append(out, e.id)
