@@ -37,8 +37,10 @@ func TestPlaceHoldsDataBack(t *testing.T) {
 	var woken []*int
 	for i := range 4 {
 		p, w := placeOf(e, uint16(1+i))
-		if p.Ask(size) || p.Ask(size) {
-			t.Fatalf("place %d may write to a queue of 2.4 MB", i)
+		for range 2 { // asking again changes nothing
+			if p.Ask(size) {
+				t.Fatalf("place %d may write to a queue of 2.4 MB", i)
+			}
 		}
 		all, woken = append(all, p), append(woken, w)
 	}
