@@ -164,7 +164,7 @@ func (e *Edge) Events(after uint64, limit int) client.EventList {
 		after = last - uint64(limit)
 	}
 	found, missed := e.events.Since(after, limit)
-	list := client.EventList{Missed: missed, Events: make([]client.Event, 0, len(found))}
+	list := client.EventList{Since: e.started, Missed: missed, Events: make([]client.Event, 0, len(found))}
 	for _, v := range found {
 		list.Events = append(list.Events, client.Event(v))
 	}

@@ -121,25 +121,37 @@ func TestFindSocket(t *testing.T) {
 func TestLists(t *testing.T) {
 	pool := client.Pool{
 		Name: "db", Network: "berlin", Steering: "round_robin", Monitor: "tcp", State: client.PoolDegraded, Apps: []string{"db"},
-		Endpoints: []client.Endpoint{
-			{Network: "berlin", Address: "10.0.0.10:5432", State: client.EndpointUp, RTTMillis: 1.5, Flows: 2},
-			{Network: "berlin", Address: "10.0.0.11:5432", State: client.EndpointDown, Why: "2 checks failed", LastError: "connection refused"},
+		Why: "1 of 2 endpoints usable", MinimumHealthy: 1, Connections: 2, Endpoints: []client.Endpoint{
+			{Network: "berlin", Address: "10.0.0.10:5432", State: client.EndpointUp, RTTMillis: 1.5, ConnectMillis: 2, CheckedBy: "edge",
+				Weight: 4, EffectiveWeight: 1.5, Flows: 2, MaxConnections: 9, Picks: 5},
+			{Network: "berlin", Address: "10.0.0.11:5432", State: client.EndpointDown, Why: "2 checks failed", LastError: "connection refused", Weight: 1, Failures: 3},
 		},
 	}
+	whole := "pool             db\nnetwork          berlin\nstate            degraded\nwhy              1 of 2 endpoints usable\n" +
+		"steering         round_robin\nmonitor          tcp\nminimum healthy  1\napps             db\nopen flows       2\n\n" +
+		"ENDPOINT        STATE  SINCE  CHECKED  BY    TOOK     CONNECT  WEIGHT    FLOWS   PICKS  FAILED  WHY\n" +
+		"10.0.0.10:5432  up     -      -        edge  1.50 ms  2.00 ms  1.5 of 4  2 of 9  5      0       -\n" +
+		"10.0.0.11:5432  down   -      -        -     -        -        1         0       0      3       connection refused\n"
+	drained := client.Pool{Name: "db", Endpoints: []client.Endpoint{{Address: "10.0.0.10:5432", State: client.EndpointDraining, Flows: 2}}}
+	events := client.EventList{Events: []client.Event{{ID: 1, Kind: "endpoint", Pool: "db", Network: "berlin", Endpoint: "10.0.0.10:5432",
+		Time: time.Date(2026, 3, 1, 12, 0, 0, 0, time.Local), From: "up", To: "down", Why: "connection refused"}}}
 	flows := client.FlowList{Total: 3, Flows: []client.Flow{{
 		ID: 7, App: "db", Proto: "tcp", Client: "198.51.100.7:4242", Network: "berlin", Connector: "berlin-1",
 		Endpoint: "10.0.0.10:5432", Start: time.Now().Add(-time.Hour), BytesIn: 2048, BytesOut: 3 << 20,
 	}}}
 	socket := fakeEdge(t, map[string]any{
 		"GET /v1/pools": []client.Pool{pool}, "GET /v1/flows": flows, "GET /v1/apps": nil, "GET /v1/networks": []client.Network{},
+		"POST /v1/pools/db/drain": drained, "GET /v1/events": events,
 	})
 	for _, tc := range []struct{ name, args, stdout, stderr string }{
-		{"a list", "pool list", "POOL  NETWORK  STATE     ENDPOINTS UP  STEERING     MONITOR  APPS\n" +
-			"db    berlin   degraded  1 of 2        round_robin  tcp      db\n", ""},
-		{"one", "pool show db", "pool      db\nnetwork   berlin\nstate     degraded\nsteering  round_robin\nmonitor   tcp\napps      db\n\n" +
-			"ENDPOINT        STATE  SINCE  CHECKED  TOOK     FLOWS  WHY\n" +
-			"10.0.0.10:5432  up     -      -        1.50 ms  2      -\n" +
-			"10.0.0.11:5432  down   -      -        -        0      connection refused\n", ""},
+		{"a list", "pool list", "POOL  NETWORK  STATE     ENDPOINTS UP  STEERING     MONITOR  FLOWS  APPS  WHY\n" +
+			"db    berlin   degraded  1 of 2        round_robin  tcp      2      db    1 of 2 endpoints usable\n", ""},
+		{"one", "pool show db", whole, ""},
+		{"all", "pools", whole, ""},
+		{"a drain", "pool drain db 10.0.0.10:5432 --keep 10m", "endpoint 10.0.0.10:5432 of pool db gets no new flows, " +
+			"until its drain is ended with --off or the edge restarts; it is draining; open flows: 2\n", ""},
+		{"events", "event list", "TIME                 KIND       WHAT                                      STATE                   WHY\n" +
+			"2026-03-01 12:00:00  endpoint   db berlin/10.0.0.10:5432                  up → down               connection refused\n", ""},
 		{"flows", "flow list", "ID  APP  PROTO  CLIENT             NETWORK  CONNECTOR  ENDPOINT        AGE   IN       OUT\n" +
 			"7   db   tcp    198.51.100.7:4242  berlin   berlin-1   10.0.0.10:5432  1h0m  2.0 KiB  3.0 MiB\n",
 			"2 more are open: choose with --app, --network or --connector, or raise --limit\n"},
