@@ -40,8 +40,8 @@ func (e *Edge) awaitNames(previous *snapshot, cfg *config.Config) {
 		e.wantNames(cfg.Names())
 	} else {
 		was := previous.cfg.Names()
-		e.wantNames(append(was, fresh...))
 		fresh = slices.DeleteFunc(fresh, func(n resolve.Name) bool { return slices.Contains(was, n) })
+		e.wantNames(append(was, fresh...))
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), settleTime)
 	defer cancel()

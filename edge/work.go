@@ -1,12 +1,14 @@
 package edge
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,6 +37,7 @@ type work struct {
 	idle     map[string]time.Time                  // who did not ask for its work; of what start it was
 	assigned map[string]assignment                 // by connector
 	revision uint64
+	noRoom   int // that the log has told of
 }
 
 // assignment is one connector's part.
@@ -79,6 +82,10 @@ func (w *work) stir() {
 func (w *work) want(names []resolve.Name) {
 	w.mu.Lock()
 	w.names = slices.DeleteFunc(slices.Clone(names), func(n resolve.Name) bool { return n.Network == resolve.Public })
+	slices.SortFunc(w.names, func(a, b resolve.Name) int { // the same names are the same work
+		return cmp.Or(strings.Compare(a.Network, b.Network), strings.Compare(a.Host, b.Host))
+	})
+	w.names = slices.Compact(w.names)
 	maps.DeleteFunc(w.failed, func(n resolve.Name, _ map[string]time.Time) bool { return !slices.Contains(w.names, n) })
 	w.mu.Unlock()
 	w.stir()
@@ -140,15 +147,21 @@ func (w *work) share() {
 			continue
 		}
 		next.unserved = append(next.unserved, t.ID)
+		if slices.ContainsFunc(members[t.Network], func(m *member) bool { return longest(m.routes, t.Addr.Addr()) >= 0 }) {
+			next.noRoom++
+		}
 	}
 	for _, n := range w.names {
 		if m := resolverOf(members[n.Network], w.hosts[n], w.failed[n]); m != nil {
 			hosts[n] = m.name
 			next.addName(m, n)
+		} else if len(members[n.Network]) > 0 {
+			next.noRoom++
 		}
 	}
 	changed := w.replaceLocked(next.parts)
 	w.checks, w.hosts = checks, hosts
+	w.tellOfRoomLocked(next)
 	w.mu.Unlock()
 	for _, id := range next.unserved {
 		w.e.monitor.Unserved(id)
@@ -163,6 +176,17 @@ type sharing struct {
 	parts    map[string]assignment
 	specs    map[string]map[*monitor.Spec]int // places in a part's Specs
 	unserved []uint64
+	noRoom   int // checks and names for which there is a connector, and none with room
+}
+
+// tellOfRoomLocked warns of work that connectors have no room for, when that is
+// news.
+func (w *work) tellOfRoomLocked(s *sharing) {
+	if s.noRoom > 0 && w.noRoom == 0 {
+		w.e.log.Warn("the connectors have no room for some checks and names, which stay unknown: add a replica, or let the edge check (run_by)",
+			"left_out", s.noRoom, "checks_of_one", wire.MaxChecks, "names_of_one", wire.MaxNames)
+	}
+	w.noRoom = s.noRoom
 }
 
 // add gives a task to m, and tells whether there was room for it.

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/warrenmesh/warren/edge/enroll"
+	"github.com/warrenmesh/warren/edge/resolve"
 	"github.com/warrenmesh/warren/edge/wire"
 )
 
@@ -95,5 +96,16 @@ func TestNamesStayWithinRoutes(t *testing.T) {
 	cause := errors.New("no such name")
 	if _, err := ownAddrs("a", routes, enroll.Found{Err: cause}); !errors.Is(err, cause) {
 		t.Errorf("%v, want %v", err, cause)
+	}
+}
+
+// The same names are the same work, in whatever order and however often a
+// reload lists them.
+func TestWantedNames(t *testing.T) {
+	w := newWork(&Edge{})
+	a, b := resolve.Name{Network: "berlin", Host: "a.internal"}, resolve.Name{Network: "berlin", Host: "b.internal"}
+	w.want([]resolve.Name{b, a, {Network: resolve.Public, Host: "c.example"}, b, a})
+	if diff := cmp.Diff([]resolve.Name{a, b}, w.names); diff != "" {
+		t.Errorf("wanted (-want +got):\n%s", diff)
 	}
 }

@@ -389,4 +389,6 @@ func TestQueueHearsNews(t *testing.T) {
 // switched is a Health that is down as a whole, or up.
 type switched struct{ down *atomic.Bool }
 
-func (s switched) Up(string, netip.AddrPort, string) (bool, string) { return !s.down.Load(), "no route" }
+func (s switched) Up(string, netip.AddrPort, string) (bool, string) {
+	return !s.down.Load(), "no route"
+}
