@@ -44,7 +44,15 @@ func open(t testing.TB, b *Bind) *opened {
 		if err := b.Close(); err != nil {
 			t.Error(err)
 		}
-		o.done.Wait()
+		over := make(chan struct{})
+		go func() { o.done.Wait(); close(over) }()
+		for { // what nobody asked for any more
+			select {
+			case <-o.got:
+			case <-over:
+				return
+			}
+		}
 	})
 	return o
 }
