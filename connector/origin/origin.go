@@ -18,7 +18,6 @@ import (
 	"net/netip"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/warrenmesh/warren/connector/guard"
@@ -131,13 +130,13 @@ func (d *Dialer) DialContext(ctx context.Context, proto string, dst netip.AddrPo
 	if !ok {
 		conn, err := d.dial(ctx, proto, dst)
 		if err != nil {
-			return nil, &Error{What: fmt.Sprintf("dialling \"%s/%s\"", proto, dst), Class: classify(ctx, err), Err: reason(err)}
+			return nil, &netx.DialError{What: fmt.Sprintf("dialling \"%s/%s\"", proto, dst), Class: netx.ClassifyDial(ctx, err), Err: reason(err)}
 		}
 		return conn, nil
 	}
 	conn, err := d.dialAlias(ctx, proto, to)
 	if err != nil {
-		return nil, &Error{What: fmt.Sprintf("dialling \"%s/%s\" as %q", proto, dst, to), Class: classify(ctx, err), Err: reason(err)}
+		return nil, &netx.DialError{What: fmt.Sprintf("dialling \"%s/%s\" as %q", proto, dst, to), Class: netx.ClassifyDial(ctx, err), Err: reason(err)}
 	}
 	return conn, nil
 }
@@ -246,59 +245,12 @@ func (d *Dialer) lookup(ctx context.Context, to Target) ([]netip.Addr, func(neti
 	return out, func(a netip.Addr) bool { return local && a.IsLoopback() }, nil
 }
 
-// Error is a failed dial. It wraps Class and Err, and reads as What and Err.
-type Error struct {
-	// What was being done: `dialling "tcp/10.0.0.10:5432"`.
-	What string
-	// Class is one of netx's errors, or nil when the caller gave up.
-	Class error
-	// Err is the cause.
-	Err error
-}
-
-// Error is "what: cause".
-func (e *Error) Error() string { return e.What + ": " + e.Err.Error() }
-
-// Unwrap returns the class and the cause.
-func (e *Error) Unwrap() []error {
-	if e.Class == nil {
-		return []error{e.Err}
-	}
-	return []error{e.Class, e.Err}
-}
-
-// classify says which of netx's errors a dial under ctx failed with. What is
-// no refusal and no silence is unreachable: no permission, no descriptor, no
-// such name.
-func classify(ctx context.Context, err error) error {
-	if errors.Is(ctx.Err(), context.Canceled) {
-		return nil
-	}
-	if class := netx.Classify(err); class != nil {
-		return class
-	}
-	return netx.ErrUnreachable
-}
-
-// reason takes the addresses off a kernel's error, which the Error has, and
-// says of a want of descriptors whose it is.
+// reason is the cause as a netx.DialError has it, which says of a want of
+// descriptors whose it is.
 func reason(err error) error {
-	var op *net.OpError
-	if errors.As(err, &op) && op == err {
-		err = op.Err
-	}
-	if noDescriptor(err) {
+	err = netx.WithoutAddresses(err)
+	if netx.NoDescriptor(err) {
 		return fmt.Errorf("%w: %w", ErrDescriptors, err)
 	}
 	return err
-}
-
-// noDescriptor reports whether err is the process's limit (EMFILE) or the
-// machine's (ENFILE). The resolver keeps only the words of what stopped it.
-func noDescriptor(err error) bool {
-	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
-		return true
-	}
-	var dns *net.DNSError
-	return errors.As(err, &dns) && strings.Contains(dns.Err, syscall.EMFILE.Error())
 }

@@ -46,11 +46,11 @@ func (d *Dialer) Ping(ctx context.Context, dst netip.Addr) (time.Duration, error
 	if err == nil {
 		return rtt, nil
 	}
-	class := classify(ctx, err)
+	class := netx.ClassifyDial(ctx, err)
 	if class == netx.ErrRefused {
 		class = netx.ErrUnreachable // a ping has no port that could be refused
 	}
-	return 0, &Error{What: fmt.Sprintf("pinging %q", dst), Class: class, Err: reason(err)}
+	return 0, &netx.DialError{What: fmt.Sprintf("pinging %q", dst), Class: class, Err: reason(err)}
 }
 
 func (d *Dialer) ping(ctx context.Context, dst netip.Addr) (time.Duration, error) {

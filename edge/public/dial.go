@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/warrenmesh/warren/host/ping"
@@ -78,23 +77,23 @@ func (d *Dialer) DialContext(ctx context.Context, network string, addr netip.Add
 	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 	what := fmt.Sprintf("dialling \"%s/%s\"", network, addr)
 	if network != "tcp" && network != "udp" {
-		return nil, &Error{What: what, Class: netx.ErrUnreachable, Err: errors.New("want tcp or udp")}
+		return nil, &netx.DialError{What: what, Class: netx.ErrUnreachable, Err: errors.New("want tcp or udp")}
 	}
 	if addr.Port() == 0 {
-		return nil, &Error{What: what, Class: netx.ErrUnreachable, Err: errors.New("want a port from 1 to 65535")}
+		return nil, &netx.DialError{What: what, Class: netx.ErrUnreachable, Err: errors.New("want a port from 1 to 65535")}
 	}
 	if err := d.Check(addr.Addr()); err != nil {
-		return nil, &Error{What: what, Class: netx.ErrUnreachable, Err: err}
+		return nil, &netx.DialError{What: what, Class: netx.ErrUnreachable, Err: err}
 	}
 	if err := d.enter(addr); err != nil {
-		return nil, &Error{What: what, Class: netx.ErrUnreachable, Err: err}
+		return nil, &netx.DialError{What: what, Class: netx.ErrUnreachable, Err: err}
 	}
 	defer d.leave(addr)
 	ctx, cancel := context.WithTimeout(ctx, d.spec.Timeout)
 	defer cancel()
 	conn, err := d.dial(ctx, network, addr.String())
 	if err != nil {
-		return nil, &Error{What: what, Class: classify(ctx, err), Err: reason(err)}
+		return nil, &netx.DialError{What: what, Class: netx.ClassifyDial(ctx, err), Err: reason(err)}
 	}
 	if u, ok := conn.(*net.UDPConn); ok {
 		relay.GrowBuffers(u, udpReadBuffer, 0) // as much of it as the machine allows
@@ -126,48 +125,11 @@ func (d *Dialer) leave(addr netip.AddrPort) {
 	}
 }
 
-// Error is a failed dial or ping. It wraps Class and Err, and reads as What
-// and Err.
-type Error struct {
-	// What was being done: `dialling "tcp/198.51.100.10:443"`.
-	What string
-	// Class is one of netx's errors, or nil when the caller gave up.
-	Class error
-	// Err is the cause.
-	Err error
-}
-
-// Error is "what: cause".
-func (e *Error) Error() string { return e.What + ": " + e.Err.Error() }
-
-// Unwrap returns the class and the cause.
-func (e *Error) Unwrap() []error {
-	if e.Class == nil {
-		return []error{e.Err}
-	}
-	return []error{e.Class, e.Err}
-}
-
-// classify says which of netx's errors a dial under ctx failed with. What is
-// no refusal and no silence is unreachable.
-func classify(ctx context.Context, err error) error {
-	if errors.Is(ctx.Err(), context.Canceled) {
-		return nil
-	}
-	if class := netx.Classify(err); class != nil {
-		return class
-	}
-	return netx.ErrUnreachable
-}
-
-// reason takes the addresses off a kernel's error, which the Error has, and
-// says of a want of descriptors whose it is.
+// reason is the cause as a netx.DialError has it, which says of a want of
+// descriptors whose it is.
 func reason(err error) error {
-	var op *net.OpError
-	if errors.As(err, &op) && op == err {
-		err = op.Err
-	}
-	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+	err = netx.WithoutAddresses(err)
+	if netx.NoDescriptor(err) {
 		return fmt.Errorf("%w: %w", ErrDescriptors, err)
 	}
 	return err

@@ -16,16 +16,16 @@ func (d *Dialer) Ping(ctx context.Context, addr netip.Addr) error {
 	addr = addr.Unmap()
 	what := fmt.Sprintf("pinging %q", addr)
 	if err := d.Check(addr); err != nil {
-		return &Error{What: what, Class: netx.ErrUnreachable, Err: err}
+		return &netx.DialError{What: what, Class: netx.ErrUnreachable, Err: err}
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.spec.Timeout)
 	defer cancel()
 	if _, err := d.ping(ctx, addr); err != nil {
-		class := classify(ctx, err)
+		class := netx.ClassifyDial(ctx, err)
 		if class == netx.ErrRefused {
 			class = netx.ErrUnreachable
 		}
-		return &Error{What: what, Class: class, Err: reason(err)}
+		return &netx.DialError{What: what, Class: class, Err: reason(err)}
 	}
 	return nil
 }

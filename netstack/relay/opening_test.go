@@ -120,8 +120,10 @@ func TestOpeningEnds(t *testing.T) {
 	t.Run("a reset after an answer is the relay's to tell", func(t *testing.T) {
 		client, edge := loopback(t)
 		_, _ = client.Write([]byte("q"))
-		far := origin(t, "q", func(c *net.TCPConn) { _, _ = c.Write([]byte("a")); time.Sleep(time.Millisecond); reset(c) })
+		heard := make(chan struct{})
+		far := origin(t, "q", func(c *net.TCPConn) { _, _ = c.Write([]byte("a")); <-heard; reset(c) })
 		again, r := NewOpening(edge, Options{}).Try(ctx, far)
+		close(heard)
 		if again {
 			t.Errorf("again after an answer, %+v", r)
 		}
