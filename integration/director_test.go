@@ -20,22 +20,31 @@ import (
 	"github.com/warrenmesh/warren/integration/require"
 )
 
+// What monitors of these tests share: checks so often that a test need not wait
+// for them, and the first answer decides.
+const (
+	often  = "interval = \"500ms\"\ntimeout = \"400ms\"\n"
+	atOnce = "rise = 1\nfall = 1\n"
+)
+
+// endpoints are those of the pool above them.
+func endpoints(addresses ...string) (tables string) {
+	for _, a := range addresses {
+		tables += fmt.Sprintf("[[pool.endpoints]]\naddress = %q\n", a)
+	}
+	return tables
+}
+
 // directorTables are pools of real servers at berlin.
-const directorTables = `
+var directorTables = `
 [[monitor]]
 name = "quick"
 type = "tcp"
-interval = "500ms"
-timeout = "400ms"
-rise = 1
-fall = 1
-
+` + often + atOnce + `
 [[monitor]]
 name = "page"
 type = "http"
-interval = "500ms"
-timeout = "400ms"
-path = "/index.html"
+` + often + `path = "/index.html"
 expected_body = "hello"
 rise = 1
 fall = 2
@@ -44,11 +53,7 @@ fall = 2
 name = "zone"
 type = "dns"
 question = "www.example.test"
-interval = "500ms"
-timeout = "400ms"
-rise = 1
-fall = 1
-
+` + often + atOnce + `
 [[pool]]
 name = "web"
 network = "berlin"
@@ -59,33 +64,19 @@ failures = 2
 time = "1s"
 max_time = "2s"
 max_percent = 50
-[[pool.endpoints]]
-address = "10.0.0.10:80"
-[[pool.endpoints]]
-address = "10.0.0.11:80"
-[[pool.endpoints]]
-address = "10.0.0.12:80"
-
+` + endpoints("10.0.0.10:80", "10.0.0.11:80", "10.0.0.12:80") + `
 [[pool]]
 name = "db"
 network = "berlin"
 steering = "least_connections"
 monitor = "quick"
-[[pool.endpoints]]
-address = "10.0.0.10:5432"
-[[pool.endpoints]]
-address = "10.0.0.11:5432"
-
+` + endpoints("10.0.0.10:5432", "10.0.0.11:5432") + `
 [[pool]]
 name = "names"
 network = "berlin"
 steering = "round_robin"
 monitor = "zone"
-[[pool.endpoints]]
-address = "10.0.0.10:53"
-[[pool.endpoints]]
-address = "10.0.0.11:53"
-
+` + endpoints("10.0.0.10:53", "10.0.0.11:53") + `
 [[app]]
 name = "web"
 hostnames = ["web.example.com"]
@@ -394,17 +385,11 @@ func TestEndpointFlaps(t *testing.T) {
 [[monitor]]
 name = "quick"
 type = "tcp"
-interval = "500ms"
-timeout = "400ms"
-rise = 1
-fall = 1
-[[pool]]
+`+often+atOnce+`[[pool]]
 name = "flappy"
 network = "berlin"
 monitor = "quick"
-[[pool.endpoints]]
-address = "10.0.0.10:9001"
-[[app]]
+`+endpoints("10.0.0.10:9001")+`[[app]]
 name = "flappy"
 hostnames = ["flappy.example.com"]
 listen = ["tcp/9001"]

@@ -109,33 +109,19 @@ func TestConnectorChecks(t *testing.T) {
 [[monitor]]
 name = "near"
 type = "http"
-interval = "500ms"
-timeout = "400ms"
-rise = 1
-fall = 1
-run_by = "connector"
+`+often+atOnce+`run_by = "connector"
 [[monitor]]
 name = "echo"
 type = "icmp"
-interval = "500ms"
-timeout = "400ms"
-[[pool]]
+`+often+`[[pool]]
 name = "web"
 network = "berlin"
 monitor = "near"
-[[pool.endpoints]]
-address = "10.0.0.10:80"
-[[pool.endpoints]]
-address = "10.0.0.11:80"
-[[pool]]
+`+endpoints("10.0.0.10:80", "10.0.0.11:80")+`[[pool]]
 name = "hosts"
 network = "berlin"
 monitor = "echo"
-[[pool.endpoints]]
-address = "10.0.0.10:80"
-[[pool.endpoints]]
-address = "10.0.0.77:80"
-[[app]]
+`+endpoints("10.0.0.10:80", "10.0.0.77:80")+`[[app]]
 name = "web"
 hostnames = ["web.example.com"]
 listen = ["tcp/8080"]
@@ -197,15 +183,11 @@ allow = ["192.0.2.0/24"]
 [[monitor]]
 name = "page"
 type = "http"
-interval = "500ms"
-timeout = "400ms"
-[[pool]]
+`+often+`[[pool]]
 name = "out"
 network = "@public"
 monitor = "page"
-[[pool.endpoints]]
-address = "192.0.2.6:80"
-[[app]]
+`+endpoints("192.0.2.6:80")+`[[app]]
 name = "out"
 hostnames = ["out.example.com"]
 listen = ["tcp/8080"]
@@ -264,20 +246,12 @@ timeout = "1s"
 [[monitor]]
 name = "quick"
 type = "tcp"
-interval = "500ms"
-timeout = "400ms"
-[[pool]]
+`+often+`[[pool]]
 name = "web"
 network = "berlin"
 steering = %q
 monitor = "quick"
-[[pool.endpoints]]
-address = "10.0.0.10:80"
-[[pool.endpoints]]
-address = "10.0.0.11:80"
-[[pool.endpoints]]
-address = "10.0.0.12:80"
-[[app]]
+`+endpoints("10.0.0.10:80", "10.0.0.11:80", "10.0.0.12:80")+`[[app]]
 name = "web"
 hostnames = ["web.example.com"]
 listen = ["tcp/8080"]
