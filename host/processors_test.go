@@ -19,14 +19,19 @@ func TestPace(t *testing.T) {
 	}{
 		{"at rest", 1, repeat(0.01, 50), 1},
 		{"at work", 1, repeat(0.8, 50), 1},
-		{"one is not enough", 1, repeat(0.95, 1), 2},
-		{"nor are two", 1, []float64{0.95, 1.9}, 4},
+		{"at hard work", 1, repeat(0.94, 50), 1},
+		{"one is not enough", 1, repeat(0.99, paceHot), 2},
+		{"for a moment", 1, append(repeat(0.99, paceHot-1), append(repeat(0.5, 1), repeat(0.99, paceHot-1)...)...), 1},
+		{"nor are two", 1, append(repeat(0.99, paceHot), repeat(1.9, paceHot)...), 4},
 		{"no more than there are", 8, repeat(8, 9), 8},
 		{"a short rest", 2, repeat(0.1, paceCalm-1), 2},
 		{"a rest with a start", 2, append(repeat(0.1, paceCalm-1), append([]float64{1}, repeat(0.1, paceCalm-1)...)...), 2},
 		{"a rest", 2, repeat(0.1, paceCalm), 1},
 		{"step by step", 4, repeat(0.1, 2*paceCalm), 2},
-		{"two are of use", 2, repeat(0.7, 100), 2},
+		{"one would do", 2, repeat(0.9, paceCalm), 1},
+		{"two are of use", 2, repeat(1.1, 100), 2},
+		{"three are of use", 3, repeat(1.1, 100), 3},
+		{"two would do", 3, repeat(0.9, paceCalm), 2},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := pace{most: 8, now: tt.from}
