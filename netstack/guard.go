@@ -17,6 +17,7 @@ import (
 // Why a packet was dropped at the NIC, before gVisor saw it.
 const (
 	whyMalformed     = "malformed"      // too short for what it says it is
+	whyChecksum      = "checksum"       // TCP with a wrong checksum
 	whyProtocol      = "protocol"       // neither TCP, UDP, an ICMP error nor an echo that somebody takes
 	whyICMPUnknown   = "icmp_unknown"   // an ICMP error that is about no flow of this NIC
 	whyICMPFragment  = "icmp_fragment"  // an ICMP message in fragments
@@ -26,16 +27,17 @@ const (
 
 // linkGuard stands between a link and gVisor. On the way in it takes out what
 // gVisor would handle for the whole stack instead of for the NIC that it came
-// from. On the way out it hides what would let gVisor skip checksums.
+// from. It verifies TCP's checksums where the link has not.
 type linkGuard struct {
 	stack.LinkEndpoint
 	nic *NIC
 }
 
-// Capabilities hides checksum offload: UDP's reassembly relies on checksums
-// (host GSO skips TCP's by itself).
+// Capabilities are the link's, but for checksums. On the way out gVisor makes
+// them all (host GSO skips TCP's by itself). On the way in it need not look at
+// any: what it is given is TCP, and inbound has looked at that.
 func (g *linkGuard) Capabilities() stack.LinkEndpointCapabilities {
-	return g.LinkEndpoint.Capabilities() &^ (stack.CapabilityTXChecksumOffload | stack.CapabilityRXChecksumOffload)
+	return g.LinkEndpoint.Capabilities()&^stack.CapabilityTXChecksumOffload | stack.CapabilityRXChecksumOffload
 }
 
 // GSOMaxSize and SupportedGSO pass on what the link says, where it does:
@@ -106,6 +108,9 @@ func (in *inbound) deliver4(pkt *stack.PacketBuffer) (why string) {
 		if b[9] == protoUDP {
 			return in.nic.takeUDP(pkt)
 		}
+		if !pkt.RXChecksumValidated && !valid4(pkt) {
+			return whyChecksum
+		}
 		in.next.DeliverNetworkPacket(header.IPv4ProtocolNumber, pkt)
 		return ""
 	case protoICMPv4:
@@ -158,6 +163,9 @@ func (in *inbound) deliver6(pkt *stack.PacketBuffer) (why string) {
 	case protoUDP:
 		return in.nic.takeUDP(pkt)
 	case protoTCP:
+		if !pkt.RXChecksumValidated && !valid6(pkt) {
+			return whyChecksum
+		}
 		in.next.DeliverNetworkPacket(header.IPv6ProtocolNumber, pkt)
 		return ""
 	case protoFragment:
@@ -214,8 +222,40 @@ func (in *inbound) deliverWhole(protocol tcpip.NetworkProtocolNumber, transport 
 	if transport == protoUDP {
 		return in.nic.takeUDP(pkt)
 	}
+	if protocol == header.IPv4ProtocolNumber && !valid4(pkt) || protocol == header.IPv6ProtocolNumber && !valid6(pkt) {
+		return whyChecksum
+	}
 	in.next.DeliverNetworkPacket(protocol, pkt)
 	return ""
+}
+
+// valid4 verifies the checksums of a whole IPv4 packet of TCP. A packet whose
+// lengths do not add up is gVisor's to refuse.
+func valid4(pkt *stack.PacketBuffer) bool {
+	b, _ := pkt.Data().PullUp(header.IPv4MinimumSize)
+	hlen, total := int(b[0]&0x0f)*4, int(binary.BigEndian.Uint16(b[2:]))
+	if hlen < header.IPv4MinimumSize || total < hlen || total > pkt.Data().Size() {
+		return true
+	}
+	b, _ = pkt.Data().PullUp(hlen)
+	return checksum.Checksum(b, 0) == 0xffff && validTCP(pkt, b[12:20], hlen, total)
+}
+
+// valid6 is valid4 for IPv6 without extension headers.
+func valid6(pkt *stack.PacketBuffer) bool {
+	b, _ := pkt.Data().PullUp(header.IPv6MinimumSize)
+	total := header.IPv6MinimumSize + int(binary.BigEndian.Uint16(b[4:]))
+	return total > pkt.Data().Size() || validTCP(pkt, b[8:40], header.IPv6MinimumSize, total)
+}
+
+// validTCP verifies the checksum of what lies from hlen to total, between the
+// hosts of those addresses (RFC 9293 section 3.1).
+func validTCP(pkt *stack.PacketBuffer, addresses []byte, hlen, total int) bool {
+	sum := uint32(checksum.Checksum(addresses, 0)) + uint32(header.TCPProtocolNumber) + uint32(total-hlen)
+	pkt.Data().CapLength(total)
+	sum += uint32(pkt.Data().ChecksumAtOffset(hlen))
+	sum = sum>>16 + sum&0xffff
+	return uint16(sum+sum>>16) == 0xffff
 }
 
 // handleLateICMP deals with an error about no flow of the index. The end of a

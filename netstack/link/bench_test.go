@@ -34,11 +34,13 @@ func BenchmarkRead(b *testing.B) {
 		name  string
 		pkt   *stack.PacketBuffer
 		times int
-	}{{"plain", one, segments}, {"split", large, 1}} {
+		own   bool
+	}{{"plain", one, segments, false}, {"split", large, 1, false}, {"split, no checksums", large, 1, true}} {
 		b.Run(bc.name, func(b *testing.B) {
 			e := New(Config{MTU: 1400, Deferrer: nil})
 			defer e.Close()
 			e.SetOpen(true)
+			e.SetOwn(bc.own)
 			bufs, sizes := buffers(128, 2048)
 			var list stack.PacketBufferList
 			for range bc.times {
@@ -60,17 +62,20 @@ func BenchmarkRead(b *testing.B) {
 func BenchmarkDeliver(b *testing.B) {
 	const segments = 128
 	for _, bc := range []struct {
-		name  string
-		flows int
-		flags header.TCPFlags
+		name    string
+		flows   int
+		flags   header.TCPFlags
+		trusted bool
 	}{
-		{"plain", 1, header.TCPFlagAck | header.TCPFlagPsh},
-		{"merge", 1, header.TCPFlagAck},
-		{"merge 8 mixed", 8, header.TCPFlagAck},
-		{"128 mixed", 128, header.TCPFlagAck},
+		{"plain", 1, header.TCPFlagAck | header.TCPFlagPsh, false},
+		{"merge", 1, header.TCPFlagAck, false},
+		{"merge, trusted", 1, header.TCPFlagAck, true},
+		{"merge 8 mixed", 8, header.TCPFlagAck, false},
+		{"128 mixed", 128, header.TCPFlagAck, false},
 	} {
 		b.Run(bc.name, func(b *testing.B) {
 			e := New(Config{MTU: 1400})
+			e.SetTrusted(bc.trusted)
 			s := &sink{}
 			e.Attach(s)
 			var batch [][]byte

@@ -13,6 +13,10 @@ import (
 // one IP packet, already checked; it is copied, so the caller keeps the
 // slices. Segments of a TCP flow that follow one another are given to the
 // stack as one packet. Deliver never blocks, and keeps nothing back.
+//
+// A TCP packet whose checksums need not be looked at again has
+// RXChecksumValidated set: one that was merged, and each of a trusted peer. The
+// dispatcher must heed it.
 func (e *Endpoint) Deliver(packets [][]byte) {
 	e.dispatcherMu.RLock()
 	dispatcher := e.dispatcher
@@ -23,15 +27,16 @@ func (e *Endpoint) Deliver(packets [][]byte) {
 	}
 	for len(packets) > 0 {
 		n := min(len(packets), maxBatch)
-		m := merger{e: e, to: dispatcher, packets: packets[:n]}
+		m := merger{e: e, to: dispatcher, trusted: e.trusted.Load(), packets: packets[:n]}
 		m.deliver()
 		packets = packets[n:]
 	}
 }
 
 // deliverOne gives the stack a packet as it came.
-func (e *Endpoint) deliverOne(to stack.NetworkDispatcher, protocol tcpip.NetworkProtocolNumber, b []byte) {
+func (e *Endpoint) deliverOne(to stack.NetworkDispatcher, protocol tcpip.NetworkProtocolNumber, b []byte, validated bool) {
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b)})
+	pkt.RXChecksumValidated = validated
 	if isICMPError(protocol, b) {
 		e.deferPacket(to, protocol, pkt)
 		return

@@ -101,6 +101,9 @@ type Endpoint struct {
 	dispatcherMu sync.RWMutex
 	dispatcher   stack.NetworkDispatcher
 
+	own     atomic.Bool // see SetOwn
+	trusted atomic.Bool // see SetTrusted
+
 	// readMu is held for the whole of Read, and by who takes from the reader
 	// what it has not read to the end. It is locked before mu, never after.
 	readMu sync.Mutex

@@ -31,13 +31,14 @@ const (
 //   - equal TOS and TTL (traffic class, flow label and hop limit), DF, ack
 //     number, window and TCP options, timestamps included;
 //   - flags ACK alone; PSH ends the run and is kept;
-//   - each with a right checksum.
+//   - each with a right checksum, but from a trusted peer.
 //
 // All else goes on at once, behind what its flow has open. So the stack sees
 // the segments of a flow in the order in which they came.
 type merger struct {
 	e       *Endpoint
 	to      stack.NetworkDispatcher
+	trusted bool
 	packets [][]byte
 	behind  [maxBatch]uint8 // the next segment of packet i's run
 	runs    [maxRuns]run    // the first n are open, the oldest first
@@ -53,7 +54,6 @@ type run struct {
 	ip, headers int // lengths of the IP header, and of both headers
 	total       int // bytes so far, with one pair of headers
 	next        uint32
-	sum         uint16 // of the payload's words, once count is above 1
 }
 
 // deliver gives all packets to the stack, merged where that can be.
@@ -70,7 +70,7 @@ func (m *merger) deliver() {
 				m.flushAll()
 			}
 			if !m.datagram(b) {
-				m.e.deliverOne(m.to, protocol, b)
+				m.e.deliverOne(m.to, protocol, b, false)
 			}
 			continue
 		}
@@ -86,7 +86,7 @@ func (m *merger) deliver() {
 				m.flush(at)
 			}
 		case pushed || !mayMerge(b, ip, headers):
-			m.e.deliverOne(m.to, protocol, b)
+			m.e.deliverOne(m.to, protocol, b, m.trusted)
 		default:
 			m.open(i, key, b, ip, headers)
 		}
@@ -169,19 +169,10 @@ func (m *merger) extend(r *run, i int, b []byte) bool {
 		!sameIP(head, b, r.ip) {
 		return false
 	}
-	sum, ok := verify(b, r.ip, r.headers)
-	if !ok {
+	// Nobody has looked at the first one before there is a second.
+	if !m.trusted && (!verify(b, r.ip, r.headers) || r.count == 1 && !verify(head, r.ip, r.headers)) {
 		return false
 	}
-	if r.count == 1 { // nobody has looked at the first yet
-		if r.sum, ok = verify(head, r.ip, r.headers); !ok {
-			return false
-		}
-	}
-	if (r.total-r.headers)%2 == 1 { // its bytes change places within the words
-		sum = sum<<8 | sum>>8
-	}
-	r.sum = checksum.Combine(r.sum, sum)
 	m.behind[r.last] = uint8(i)
 	r.last = uint8(i)
 	r.count++
@@ -199,22 +190,14 @@ func sameIP(a, b []byte, ip int) bool {
 	return bytes.Equal(a[:4], b[:4]) && a[7] == b[7]
 }
 
-// verify checks the checksums of a whole TCP packet, and returns the sum of
-// the payload's words.
-func verify(b []byte, ip, headers int) (payload uint16, ok bool) {
+// verify checks the checksums of a whole TCP packet.
+func verify(b []byte, ip, headers int) bool {
 	if ip == header.IPv4MinimumSize && checksum.Checksum(b[:ip], 0) != 0xffff {
-		return 0, false
+		return false
 	}
-	payload = checksum.Checksum(b[headers:], 0)
-	return payload, fold(headerSum(b, len(b), ip, headers)+uint32(payload)) == 0xffff
-}
-
-// headerSum adds up what TCP's checksum covers before the payload: the pseudo
-// header and the TCP header, of a packet of total bytes that b begins.
-func headerSum(b []byte, total, ip, headers int) uint32 {
 	both, _ := addresses(b, ip)
-	return uint32(checksum.Checksum(both, 0)) + uint32(header.TCPProtocolNumber) + uint32(total-ip) +
-		uint32(checksum.Checksum(b[ip:headers], 0))
+	return fold(uint32(checksum.Checksum(both, 0))+uint32(header.TCPProtocolNumber)+uint32(len(b)-ip)+
+		uint32(checksum.Checksum(b[ip:], 0))) == 0xffff
 }
 
 // open begins a run with packet i, where there is no room in the place of the
@@ -247,7 +230,7 @@ func (m *merger) send(r *run) {
 	head := m.packets[r.first]
 	protocol, _ := networkProtocol(head)
 	if r.count == 1 {
-		m.e.deliverOne(m.to, protocol, head)
+		m.e.deliverOne(m.to, protocol, head, m.trusted)
 		return
 	}
 	// The headers in a view of their own: gVisor keeps a reference to the view
@@ -262,18 +245,14 @@ func (m *merger) send(r *run) {
 	}
 	if r.ip == header.IPv4MinimumSize {
 		binary.BigEndian.PutUint16(b[ip4Length:], uint16(r.total))
-		binary.BigEndian.PutUint16(b[ip4Checksum:], 0)
-		binary.BigEndian.PutUint16(b[ip4Checksum:], ^checksum.Checksum(b[:r.ip], 0))
 	} else {
 		binary.BigEndian.PutUint16(b[4:], uint16(r.total-r.ip))
 	}
 	b[r.ip+tcpFlags] |= m.packets[r.last][r.ip+tcpFlags] & flagPSH
-	t := b[r.ip:]
-	binary.BigEndian.PutUint16(t[tcpChecksum:], 0)
-	binary.BigEndian.PutUint16(t[tcpChecksum:], ^fold(headerSum(b, r.total, r.ip, r.headers)+uint32(r.sum)))
 	whole := buffer.MakeWithView(payload)
 	_ = whole.Prepend(headers) // fails where it cannot grow
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: whole})
+	pkt.RXChecksumValidated = true // what stands there is the first segment's
 	m.to.DeliverNetworkPacket(protocol, pkt)
 	pkt.DecRef()
 }

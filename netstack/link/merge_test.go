@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -14,16 +15,25 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
+// delivered is one packet as the stack got it.
+type delivered struct {
+	b         []byte
+	validated bool
+}
+
 // recorder is a fake of the stack's side that keeps what is delivered.
 type recorder struct {
 	stack.NetworkDispatcher
-	got [][]byte
+	mu  sync.Mutex // ICMP errors come from the Deferrer's goroutine
+	got []delivered
 }
 
 func (r *recorder) DeliverNetworkPacket(_ tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) {
 	v := pkt.ToView()
 	defer v.Release()
-	r.got = append(r.got, slices.Clone(v.AsSlice()))
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.got = append(r.got, delivered{slices.Clone(v.AsSlice()), pkt.RXChecksumValidated})
 }
 
 func recording(t testing.TB) (*Endpoint, *recorder) {
@@ -56,18 +66,23 @@ func sound(b []byte) bool {
 
 // said is the oracle: what a list of packets says to each flow, in a form in
 // which it does not matter how the bytes were cut into packets. Packets that
-// are not plain TCP, or not sound, say themselves.
-func said(packets [][]byte) map[string][]string {
+// are not plain TCP, or neither sound nor validated, say themselves.
+func said(packets []delivered) map[string][]string {
 	flows := map[string][]string{}
-	for _, b := range packets {
+	for _, d := range packets {
+		b := d.b
 		ip, headers, ok := parseTCP(b)
 		if !ok {
-			flows["other"] = append(flows["other"], string(b))
+			kind := "other"
+			if protocol, ok := networkProtocol(b); ok && isICMPError(protocol, b) {
+				kind = "deferred"
+			}
+			flows[kind] = append(flows[kind], string(b))
 			continue
 		}
 		both, _ := addresses(b, ip)
 		flow := string(both) + string(b[ip:ip+4])
-		if !sound(b) {
+		if !d.validated && !sound(b) {
 			flows[flow] = append(flows[flow], "unsound "+string(b))
 			continue
 		}
@@ -84,26 +99,39 @@ func said(packets [][]byte) map[string][]string {
 			seq++
 		}
 		if flags != flagACK || len(b) == headers {
-			flows[flow] = append(flows[flow], fmt.Sprintf("flags %x urgent %x at %x, %s", flags, t[tcpUrgent:20], seq, about))
+			var urgent []byte // which means nothing without URG (RFC 9293 section 3.1)
+			if flags&flagURG != 0 {
+				urgent = t[tcpUrgent:20]
+			}
+			flows[flow] = append(flows[flow], fmt.Sprintf("flags %x urgent %x at %x, %s", flags, urgent, seq, about))
 		}
 	}
 	return flows
 }
 
 // checkMerged compares what was delivered with what came: the same to each
-// flow, and each packet either as it came or sound.
-func checkMerged(t *testing.T, in, got [][]byte) {
+// flow, of a trusted peer whatever its checksums say, and each packet either
+// validated or as it came. What is validated is TCP; of a trusted peer all of it.
+func checkMerged(t *testing.T, in [][]byte, got []delivered, trusted bool) {
 	t.Helper()
 	came := map[string]bool{}
+	var all []delivered
 	for _, b := range in {
 		came[string(b)] = true
+		all = append(all, delivered{b, trusted})
 	}
-	for _, b := range got {
-		if !came[string(b)] && !sound(b) {
-			t.Errorf("merged, and is not sound: %x", b)
+	for _, d := range got {
+		_, _, tcp := parseTCP(d.b)
+		switch {
+		case d.validated && !tcp:
+			t.Errorf("validated, and is not TCP: %x", d.b)
+		case trusted && tcp && !d.validated:
+			t.Errorf("a trusted peer's, and is not validated: %x", d.b)
+		case !d.validated && !came[string(d.b)]:
+			t.Errorf("merged, and is not validated: %x", d.b)
 		}
 	}
-	want, have := said(in), said(got)
+	want, have := said(all), said(got)
 	if len(want) != len(have) {
 		t.Errorf("%d flows came out, want %d", len(have), len(want))
 	}
@@ -146,7 +174,7 @@ func traffic(rng *rand.Rand, flows, packets int) [][]byte {
 
 // oddity returns one packet, or none or two, with something about them.
 func oddity(rng *rand.Rand, s *segment, one segment, before [][]byte) [][]byte {
-	switch rng.IntN(16) {
+	switch rng.IntN(17) {
 	case 0:
 		return nil // lost
 	case 1:
@@ -192,17 +220,20 @@ func oddity(rng *rand.Rand, s *segment, one segment, before [][]byte) [][]byte {
 		b := make([]byte, 28+rng.IntN(9))
 		b[0], b[9] = 0x45, byte(6+11*rng.IntN(2)) // TCP cut short, or UDP
 		return [][]byte{b}
+	case 16:
+		return [][]byte{withoutSum(one.bytes())}
 	}
 	return [][]byte{one.bytes()}
 }
 
 func FuzzMerge(f *testing.F) {
 	for seed := range uint64(8) {
-		f.Add(seed, uint8(1+3*seed), uint16(40+seed*30))
+		f.Add(seed, uint8(1+3*seed), uint16(40+seed*30), seed%3 == 2)
 	}
-	f.Fuzz(func(t *testing.T, seed uint64, flows uint8, packets uint16) {
+	f.Fuzz(func(t *testing.T, seed uint64, flows uint8, packets uint16, trusted bool) {
 		rng := rand.New(rand.NewPCG(seed, 2))
 		e, r := recording(t)
+		e.SetTrusted(trusted)
 		in := traffic(rng, int(flows)%40+1, int(packets)%300)
 		came := make([][]byte, len(in))
 		for i, b := range in {
@@ -220,17 +251,18 @@ func FuzzMerge(f *testing.F) {
 		if dropped := uint64(len(came) - len(in)); e.drops.Count(WhyVersion) != dropped || n > uint64(len(in)) {
 			t.Errorf("%d packets came, %d of them neither IPv4 nor IPv6; %d went on, %d dropped", len(came), dropped, n, e.drops.Count(WhyVersion))
 		}
-		checkMerged(t, in, r.got)
+		checkMerged(t, in, r.got, trusted)
 	})
 }
 
 // FuzzDeliver gives it any bytes at all.
 func FuzzDeliver(f *testing.F) {
-	f.Add([]byte{0x45, 0, 0, 40}, uint8(4))
-	f.Add(bytes.Repeat(segment{flags: header.TCPFlagAck, payload: []byte{1}}.bytes(), 3), uint8(41))
-	f.Add(bytes.Repeat(segment{v6: true, flags: header.TCPFlagAck, payload: []byte{1, 2}}.bytes(), 3), uint8(62))
-	f.Fuzz(func(t *testing.T, data []byte, each uint8) {
+	f.Add([]byte{0x45, 0, 0, 40}, uint8(4), false)
+	f.Add(bytes.Repeat(segment{flags: header.TCPFlagAck, payload: []byte{1}}.bytes(), 3), uint8(41), true)
+	f.Add(bytes.Repeat(segment{v6: true, flags: header.TCPFlagAck, payload: []byte{1, 2}}.bytes(), 3), uint8(62), false)
+	f.Fuzz(func(t *testing.T, data []byte, each uint8, trusted bool) {
 		e, r := recording(t)
+		e.SetTrusted(trusted)
 		var in [][]byte
 		for b := range slices.Chunk(data, int(each)+1) {
 			in = append(in, b)
@@ -238,7 +270,7 @@ func FuzzDeliver(f *testing.F) {
 		e.Deliver(in)
 		e.cfg.Deferrer.Close()
 		in = slices.DeleteFunc(in, func(b []byte) bool { v := b[0] >> 4; return v != 4 && v != 6 })
-		checkMerged(t, in, r.got)
+		checkMerged(t, in, r.got, trusted)
 	})
 }
 
@@ -290,20 +322,20 @@ func TestMerge(t *testing.T) {
 			}
 			e.Deliver(in)
 			var got []int
-			for _, b := range r.got {
-				_, headers, _ := parseTCP(b)
-				got = append(got, len(b)-headers)
+			for _, d := range r.got {
+				_, headers, _ := parseTCP(d.b)
+				got = append(got, len(d.b)-headers)
 			}
 			if !slices.Equal(got, tc.want) {
 				t.Errorf("payloads of %v, want %v", got, tc.want)
 			}
-			checkMerged(t, in, r.got)
+			checkMerged(t, in, r.got, false)
 		})
 	}
 }
 
 // TestCorruptedSegments: whichever bit of whichever segment fell over, what is
-// merged is sound, and the others of the run arrive.
+// validated is sound, and the others of the run arrive.
 func TestCorruptedSegments(t *testing.T) {
 	e, r := recording(t)
 	s := segment{ttl: 64, flags: header.TCPFlagAck, payload: []byte("nine here")}
@@ -325,13 +357,82 @@ func TestCorruptedSegments(t *testing.T) {
 			if e.drops.Count(WhyVersion) > before {
 				in = slices.Delete(in, which, which+1)
 			}
-			checkMerged(t, in, r.got)
+			checkMerged(t, in, r.got, false)
 		}
 	}
 	e.cfg.Deferrer.Close()
 }
 
-// TestSplitThenMerge: what is cut and merged again is what it was.
+// TestTrust: what is validated is what was merged, and all TCP of a trusted
+// peer. A segment without a checksum is neither merged nor validated elsewhere.
+func TestTrust(t *testing.T) {
+	at := func(seq uint32, payload string) []byte {
+		return segment{ttl: 64, seq: seq, flags: header.TCPFlagAck, payload: []byte(payload)}.bytes()
+	}
+	unsummed := func(seq uint32, payload string) []byte { return withoutSum(at(seq, payload)) }
+	with := func(at int, to byte, b []byte) []byte { b[at] = to; return b }
+	datagram := make([]byte, 40)
+	datagram[0], datagram[3], datagram[9] = 0x45, 40, byte(header.UDPProtocolNumber)
+	for _, tc := range []struct {
+		name              string
+		in                [][]byte
+		trusted, distrust []bool // what is validated of what is delivered
+	}{
+		{"one", [][]byte{at(0, "a")}, []bool{true}, []bool{false}},
+		{"one that is pushed", [][]byte{with(20+tcpFlags, flagACK|flagPSH, at(0, "a"))}, []bool{true}, []bool{false}},
+		{"two", [][]byte{at(0, "ab"), at(2, "c")}, []bool{true}, []bool{true}},
+		{"two without a checksum", [][]byte{unsummed(0, "a"), unsummed(1, "b")}, []bool{true}, []bool{false, false}},
+		{"the first without", [][]byte{unsummed(0, "a"), at(1, "b"), at(2, "c")}, []bool{true}, []bool{false, true}},
+		{"the last without", [][]byte{at(0, "a"), at(1, "b"), unsummed(2, "c")}, []bool{true}, []bool{true, false}},
+		{"a wrong IP header", [][]byte{with(10, 0, with(11, 0, at(0, "a"))), at(1, "b")}, []bool{true}, []bool{false, false}},
+		{"a pure ACK", [][]byte{unsummed(0, "")}, []bool{true}, []bool{false}},
+		{"a fragment", [][]byte{with(ip4Fragment, 0x20, at(0, "a"))}, []bool{false}, []bool{false}},
+		{"padded", [][]byte{append(at(0, "a"), 0)}, []bool{false}, []bool{false}},
+		{"a datagram", [][]byte{datagram}, []bool{false}, []bool{false}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			e, r := recording(t)
+			for _, trusted := range []bool{true, false, true} { // it may change
+				want := tc.distrust
+				if trusted {
+					want = tc.trusted
+				}
+				e.SetTrusted(trusted)
+				r.got = nil
+				e.Deliver(tc.in)
+				var got []bool
+				for _, d := range r.got {
+					got = append(got, d.validated)
+				}
+				if !slices.Equal(got, want) {
+					t.Errorf("trusted %v: validated %v, want %v", trusted, got, want)
+				}
+				checkMerged(t, tc.in, r.got, trusted)
+			}
+		})
+	}
+}
+
+// withoutSum returns b, a segment of s.bytes, with no checksum of TCP's.
+func withoutSum(b []byte) []byte {
+	ip, _, _ := parseTCP(b)
+	b = slices.Clone(b)
+	clear(b[ip+tcpChecksum : ip+tcpUrgent])
+	return b
+}
+
+// withoutSums is withoutSum, and clears the IP header's too: what is merged
+// keeps those of its first segment.
+func withoutSums(b []byte) []byte {
+	b = withoutSum(b)
+	if b[0]>>4 == header.IPv4Version {
+		clear(b[ip4Checksum : ip4Checksum+2])
+	}
+	return b
+}
+
+// TestSplitThenMerge: what is cut and merged again is what it was, but for its
+// checksums, which nobody looks at any more.
 func TestSplitThenMerge(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 3))
 	out, r := recording(t)
@@ -354,15 +455,15 @@ func TestSplitThenMerge(t *testing.T) {
 		if n < 128 && len(r.got) != 1 {
 			t.Fatalf("%d segments became %d packets", n, len(r.got))
 		}
-		id := binary.BigEndian.Uint16(r.got[0][ip4ID:])
+		id := binary.BigEndian.Uint16(r.got[0].b[ip4ID:])
 		for in.Len() > 0 { // more than 128: let it go
 			in.Read(bufs, sizes, 16)
 		}
 		if s.window > 0 {
 			s.window-- // see narrow
 		}
-		if s.id = id; n < 128 && !bytes.Equal(r.got[0], s.bytes()) {
-			t.Fatalf("%d bytes became %d others", len(s.bytes()), len(r.got[0]))
+		if s.id = id; n < 128 && !bytes.Equal(withoutSums(r.got[0].b), withoutSums(s.bytes())) {
+			t.Fatalf("%d bytes became %d others", len(s.bytes()), len(r.got[0].b))
 		}
 	}
 }

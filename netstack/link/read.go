@@ -15,22 +15,31 @@ func (e *Endpoint) Read(bufs [][]byte, sizes []int, offset int) int {
 	e.readMu.Lock()
 	defer e.readMu.Unlock()
 	mtu := int(e.mtu.Load())
-	n := e.readSegments(bufs, sizes, offset, mtu)
+	e.split.own = e.own.Load()
+	n := e.readSegments(bufs, sizes, offset, mtu, false)
 	var taken [32]*stack.PacketBuffer
 	for n < len(bufs) {
-		batch := e.take(taken[:], len(bufs)-n, mtu)
+		room := len(bufs) - n
+		if e.split.pkt != nil {
+			room-- // where nothing joins what is left of it
+		}
+		batch := e.take(taken[:], room, mtu)
 		if len(batch) == 0 {
+			n += e.readSegments(bufs[n:], sizes[n:], offset, mtu, true)
 			break
 		}
 		for i, pkt := range batch {
 			batch[i] = nil
+			if !e.split.joins(pkt) {
+				n += e.readSegments(bufs[n:], sizes[n:], offset, mtu, true)
+			}
 			if pkt.GSOOptions.Type != stack.GSONone {
 				if !e.split.begin(pkt, &e.tcpID) {
 					pkt.DecRef()
 					e.drops.Add(WhyOversize, 1)
 					continue
 				}
-				n += e.readSegments(bufs[n:], sizes[n:], offset, mtu)
+				n += e.readSegments(bufs[n:], sizes[n:], offset, mtu, false)
 				continue
 			}
 			if size := pkt.Size(); size > len(bufs[n])-offset {
@@ -48,16 +57,17 @@ func (e *Endpoint) Read(bufs [][]byte, sizes []int, offset int) int {
 	return n
 }
 
-// readSegments goes on with the packet that is being cut, if there is one.
-func (e *Endpoint) readSegments(bufs [][]byte, sizes []int, offset, mtu int) (n int) {
+// readSegments goes on with the packet that is being cut, if there is one. What
+// makes no full segment is left for the packet behind to fill, unless there is
+// to be none.
+func (e *Endpoint) readSegments(bufs [][]byte, sizes []int, offset, mtu int, end bool) (n int) {
 	if e.split.pkt == nil {
 		return 0
 	}
-	for n < len(bufs) {
+	for n < len(bufs) && (end || !e.split.waits(mtu)) {
 		size := e.split.next(bufs[n][offset:], mtu)
 		if size == 0 {
-			e.drops.Add(WhyOversize, 1)
-			e.split.end()
+			e.drops.Add(WhyOversize, uint64(e.split.end()))
 			return n
 		}
 		sizes[n] = size
@@ -78,7 +88,7 @@ func (e *Endpoint) take(dst []*stack.PacketBuffer, room, mtu int) []*stack.Packe
 	n := 0
 	for n < len(dst) && room > 0 && e.queue.len() > 0 {
 		dst[n] = e.queue.pop()
-		room -= segments(dst[n], mtu)
+		room -= segments(dst[n], mtu, e.split.own)
 		n++
 	}
 	if n > 0 {
@@ -96,9 +106,8 @@ func (e *Endpoint) dropRest() int {
 	if e.split.pkt == nil {
 		return 0
 	}
-	e.split.end()
 	e.rest.Store(false)
-	return 1
+	return e.split.end()
 }
 
 // cursor walks through the bytes of a packet.

@@ -157,7 +157,8 @@ func randomSegment(rng *rand.Rand, size int) segment {
 }
 
 // FuzzSplit reads packets of any shape through buffers of any number, with
-// the MTU changing between the reads, and compares each byte with the oracle.
+// the MTU changing between the reads, and whether the peer is ours, and
+// compares each byte with the oracle.
 func FuzzSplit(f *testing.F) {
 	f.Add(uint64(1), uint32(65374), uint16(1340), uint16(1400), uint16(1280), uint8(7))
 	f.Add(uint64(2), uint32(1340), uint16(1340), uint16(1400), uint16(9000), uint8(128))
@@ -177,17 +178,25 @@ func FuzzSplit(f *testing.F) {
 		for range 3 {
 			s := randomSegment(rng, rng.IntN(int(size)%65375+1))
 			write(t, e, s.packet(rng, int(mss)))
-			id, want := e.tcpID, s
+			id, want, most := e.tcpID, s, int(mss)
 			for done, reads := false, 0; !done; reads++ {
 				now := mtus[reads%2]
 				e.SetMTU(uint32(now))
+				own := rng.IntN(3) == 0
+				e.SetOwn(own)
+				if own && reads == 0 { // for the whole packet
+					most = 0
+				}
 				n := e.Read(bufs, sizes, 16)
 				if n == 0 {
 					t.Fatal("the packet ended early")
 				}
 				for i := range n {
 					var b []byte
-					b, done = naiveSplit(&want, int(mss), now, &id, reads == 0 && i == 0)
+					b, done = naiveSplit(&want, most, now, &id, reads == 0 && i == 0)
+					if own {
+						b = withoutSum(b)
+					}
 					if got := bufs[i][16 : 16+sizes[i]]; !bytes.Equal(got, b) {
 						t.Fatalf("read %d, segment %d of %+v:\n got %x\nwant %x", reads, i, s, got, b)
 					}
@@ -283,6 +292,74 @@ func TestSegmentIDs(t *testing.T) {
 	}
 	if len(begin) == 1 {
 		t.Error("eight endpoints begin at one id")
+	}
+}
+
+// TestChecksumsSwitchedOff: segments have zero instead of TCP's checksum, and
+// all else that is right, until they are switched on again, be it in the middle
+// of a packet.
+func TestChecksumsSwitchedOff(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		e := openEndpoint(t, Config{})
+		rng := rand.New(rand.NewPCG(1, 1))
+		s := segment{v6: v6, ttl: 64, flags: header.TCPFlagAck, payload: make([]byte, 6*1300)}
+		for i := range s.payload {
+			s.payload[i] = byte(rng.Uint32())
+		}
+		bufs, sizes := buffers(2, 2048)
+		read := func(summed bool) {
+			t.Helper()
+			n := e.Read(bufs, sizes, 0)
+			if n != 2 {
+				t.Fatalf("%d segments, want 2", n)
+			}
+			for i := range n {
+				b := bufs[i][:sizes[i]]
+				ip, _, _ := parseTCP(b)
+				if !v6 && !header.IPv4(b).IsChecksumValid() {
+					t.Error("the IP header's checksum is wrong")
+				}
+				sum := header.TCP(b[ip:]).Checksum()
+				if summed != sound(b) || !summed && sum != 0 {
+					t.Errorf("IPv6 %v: a segment with the checksum %#x, want one: %v", v6, sum, summed)
+				}
+			}
+		}
+		write(t, e, s.packet(rng, 1300))
+		read(true) // the default
+		e.SetOwn(true)
+		read(false) // of the same packet
+		e.SetOwn(false)
+		read(true)
+
+		e.SetOwn(true)
+		write(t, e, s.packet(rng, 1300))
+		read(false)
+		e.SetOwn(false)
+		read(true)
+		e.SetOwn(true)
+		read(false)
+	}
+}
+
+// TestChecksumsOfOthersStay: what the stack has summed itself, datagrams among
+// it, leaves as it came, with checksums switched off.
+func TestChecksumsOfOthersStay(t *testing.T) {
+	e := openEndpoint(t, Config{})
+	e.SetOwn(true)
+	rng := rand.New(rand.NewPCG(1, 1))
+	whole := segment{ttl: 64, flags: header.TCPFlagAck, payload: []byte("summed by the stack")}.packet(rng, 1000)
+	whole.GSOOptions = stack.GSO{}
+	datagram := packet(header.UDPProtocolNumber, 0, []byte("x"))
+	header.UDP(datagram.TransportHeader().Slice()).SetChecksum(0xcafe)
+	for _, pkt := range []*stack.PacketBuffer{whole, datagram} {
+		v := pkt.ToView()
+		write(t, e, pkt)
+		bufs, sizes := buffers(1, 2048)
+		if n := e.Read(bufs, sizes, 0); n != 1 || !bytes.Equal(bufs[0][:sizes[0]], v.AsSlice()) {
+			t.Errorf("%d packets, %x, want %x", n, bufs[0][:sizes[0]], v.AsSlice())
+		}
+		v.Release()
 	}
 }
 

@@ -15,8 +15,9 @@ func (e *Endpoint) MTU() uint32 { return e.mtu.Load() }
 // SetMTU changes it; live flows follow, since the stack asks for each packet.
 func (e *Endpoint) SetMTU(mtu uint32) { e.mtu.Store(mtu) }
 
-// Capabilities: checksums are computed and verified by the stack, but on the
-// way out those of TCP packets with GSO options, which Read completes.
+// Capabilities: checksums are computed by the stack, but for those of TCP
+// packets with GSO options, which Read completes; and verified by the stack, but
+// where Deliver says RXChecksumValidated.
 func (e *Endpoint) Capabilities() stack.LinkEndpointCapabilities { return stack.CapabilityNone }
 
 // gsoMaxSize bounds what TCP hands over as one packet; its payload is at most
@@ -30,6 +31,20 @@ func (e *Endpoint) SupportedGSO() stack.SupportedGSO { return stack.HostGSOSuppo
 
 // GSOMaxSize is explained at gsoMaxSize.
 func (e *Endpoint) GSOMaxSize() uint32 { return gsoMaxSize }
+
+// SetOwn says whether the peer is one of ours where each flow ends, and has
+// promised to look at no TCP checksum. The segments that Read cuts then carry
+// zero instead of one, and fill the MTU: the MSS that gVisor keeps to leaves 28
+// bytes to options that data does not have. The default is false, and right for
+// a stock device or a kernel's router, whose packets travel on. It may be called
+// while traffic flows. IPv4 headers and UDP keep their checksums.
+func (e *Endpoint) SetOwn(own bool) { e.own.Store(own) }
+
+// SetTrusted says whether the peer's word is taken for the checksums of its TCP
+// packets, which are then not looked at: WireGuard's Poly1305 vouches that they
+// are as the peer made them, and the peer is where the flow ends. The default
+// is false. It may be called while traffic flows.
+func (e *Endpoint) SetTrusted(trusted bool) { e.trusted.Store(trusted) }
 
 // Attach takes the stack's dispatcher; nil when the NIC is removed.
 func (e *Endpoint) Attach(dispatcher stack.NetworkDispatcher) {

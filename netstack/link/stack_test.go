@@ -21,10 +21,47 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
+// guarded is an endpoint beneath gVisor as netstack has it: who verifies stands
+// between the two, and gVisor looks at no checksum.
+type guarded struct {
+	*Endpoint
+	wrong atomic.Int64 // packets that were dropped
+}
+
+func (g *guarded) Capabilities() stack.LinkEndpointCapabilities {
+	return g.Endpoint.Capabilities() | stack.CapabilityRXChecksumOffload
+}
+
+func (g *guarded) Attach(d stack.NetworkDispatcher) {
+	if d != nil {
+		d = &verifier{d, g}
+	}
+	g.Endpoint.Attach(d)
+}
+
+// verifier passes on what is validated, and TCP that is sound.
+type verifier struct {
+	stack.NetworkDispatcher
+	guard *guarded
+}
+
+func (v *verifier) DeliverNetworkPacket(protocol tcpip.NetworkProtocolNumber, pkt *stack.PacketBuffer) {
+	if !pkt.RXChecksumValidated {
+		b := pkt.ToView()
+		defer b.Release()
+		if !sound(b.AsSlice()) {
+			v.guard.wrong.Add(1)
+			return
+		}
+	}
+	v.NetworkDispatcher.DeliverNetworkPacket(protocol, pkt)
+}
+
 // pair is two stacks, each behind an endpoint, and what carries packets from
 // each to the other.
 type pair struct {
 	ends   [2]*Endpoint
+	guards [2]*guarded
 	stacks [2]*stack.Stack
 	wake   [2]chan struct{}
 	stop   chan struct{}
@@ -32,6 +69,14 @@ type pair struct {
 	single bool                            // deliver packets one at a time
 	mangle func(packets [][]byte) [][]byte // what the path does, nil: nothing
 	moved  *atomic.Int64                   // counts the bytes from the first end, nil: nothing
+
+	corrupts bool // the path makes wrong packets of right ones
+}
+
+// trust has one end send without checksums to another that looks at none.
+func (p *pair) trust(from, to int) {
+	p.ends[from].SetOwn(true)
+	p.ends[to].SetTrusted(true)
 }
 
 func newPair(t testing.TB, v6 bool) *pair {
@@ -59,7 +104,8 @@ func newPair(t testing.TB, v6 bool) *pair {
 				t.Fatal(err)
 			}
 		}
-		if err := s.CreateNIC(1, p.ends[i]); err != nil {
+		p.guards[i] = &guarded{Endpoint: p.ends[i]}
+		if err := s.CreateNIC(1, p.guards[i]); err != nil {
 			t.Fatal(err)
 		}
 		address := tcpip.ProtocolAddress{Protocol: ipv4.ProtocolNumber, AddressWithPrefix: tcpip.AddrFrom4([4]byte{10, 0, 0, byte(1 + i)}).WithPrefix()}
@@ -145,8 +191,11 @@ func (p *pair) dial(t testing.TB, v6 bool, serve func(net.Conn)) net.Conn {
 			serve(c)
 		}
 	})
-	conn, err := gonet.DialContextTCP(context.Background(), p.stacks[0], at, protocol)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	conn, err := gonet.DialContextTCP(ctx, p.stacks[0], at, protocol)
 	if err != nil {
+		l.Close() // or it is waited for
 		t.Fatal(err)
 	}
 	return conn
@@ -219,6 +268,31 @@ func TestEchoes(t *testing.T) {
 				return packets
 			}
 		}},
+		{"bits fall over", false, 4 << 20, func(p *pair) {
+			p.corrupts = true
+			var passed atomic.Int64
+			p.mangle = func(packets [][]byte) [][]byte {
+				for _, b := range packets {
+					if passed.Add(1)%100 == 0 { // but not of the version: the endpoint drops that
+						b[1+rand.IntN(len(b)-1)] ^= 1 << rand.IntN(8)
+					}
+				}
+				return packets
+			}
+		}},
+		{"no checksums", false, 48 << 20, func(p *pair) { p.trust(0, 1); p.trust(1, 0) }},
+		{"no checksums, IPv6", true, 16 << 20, func(p *pair) { p.trust(0, 1); p.trust(1, 0) }},
+		{"no checksums one way", false, 16 << 20, func(p *pair) { p.trust(0, 1) }},
+		{"no checksums the other way", true, 16 << 20, func(p *pair) { p.trust(1, 0) }},
+		{"no checksums, not merged", false, 16 << 20, func(p *pair) { p.trust(0, 1); p.trust(1, 0); p.single = true }},
+		{"checksums come and go", false, 16 << 20, func(p *pair) {
+			p.ends[0].SetTrusted(true)
+			p.ends[1].SetTrusted(true)
+			p.mangle = func(packets [][]byte) [][]byte {
+				p.ends[rand.IntN(2)].SetOwn(rand.IntN(2) == 0)
+				return packets
+			}
+		}},
 		{"the MTU falls and rises", false, 16 << 20, func(p *pair) {
 			p.mangle = func(packets [][]byte) [][]byte {
 				p.ends[rand.IntN(2)].SetMTU(uint32(1280 + rand.IntN(2)*120))
@@ -237,6 +311,9 @@ func TestEchoes(t *testing.T) {
 			exchange(t, p, tc.v6, size)
 			for _, e := range p.ends {
 				e.Drops(func(why string, n uint64) { t.Errorf("%d dropped: %s", n, why) })
+			}
+			if n := p.guards[0].wrong.Load() + p.guards[1].wrong.Load(); n > 0 != p.corrupts {
+				t.Errorf("%d dropped for their checksum", n)
 			}
 		})
 	}

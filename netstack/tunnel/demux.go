@@ -29,6 +29,8 @@ const (
 	protoUDP      = 17
 	protoICMP4    = 1
 	protoICMP6    = 58
+	protoIPv4     = 4
+	protoIPv6     = 41
 	ipv6HeaderLen = 40
 )
 

@@ -58,6 +58,7 @@ func (w *wire) Write(bufs [][]byte, offset int) (int, error) {
 	var (
 		start, n int // of the run, which takes the place of what was looked at
 		to       *link.Endpoint
+		last     admission
 	)
 	flush := func() {
 		if n > start {
@@ -66,40 +67,47 @@ func (w *wire) Write(bufs [][]byte, offset int) (int, error) {
 		}
 	}
 	for _, b := range bufs {
-		door, packet := w.t.admit(b[offset:], now)
+		b = b[offset:]
+		packet := last.next(b)
+		if packet == nil {
+			last.settle()
+			last = w.t.admit(b, now)
+			packet = last.packet
+		}
 		if packet == nil {
 			continue
 		}
-		if door != to {
+		if last.link != to {
 			flush()
-			to = door
+			to = last.link
 		}
 		bufs[n] = packet
 		n++
 	}
+	last.settle()
 	flush()
 	clear(bufs) // or the peer's receiver pins them: see unpinned
 	return len(bufs), nil
 }
 
 // admit takes one decrypted packet apart. It returns a packet and the link of
-// the stack that it may enter, or deals with it itself and returns nil.
-func (t *Tunnel) admit(b []byte, now time.Time) (*link.Endpoint, []byte) {
+// the stack that it may enter, or deals with it itself and returns nothing.
+func (t *Tunnel) admit(b []byte, now time.Time) admission {
 	outer, why := shim.Parse(b)
 	if why != shim.OK {
 		t.refused.Add(string(why), 1)
-		return nil, nil
+		return admission{}
 	}
 	s := t.sessionAt(outer.Src)
 	if s == nil {
 		t.refused.Add(string(WhyUnknownPeer), 1)
-		return nil, nil
+		return admission{}
 	}
 	s.heard(now, len(b))
 	self := t.self.Load()
 	if !self.is(outer.Dst, now) {
 		t.refused.Add(string(WhyNotForUs), 1)
-		return nil, nil
+		return admission{}
 	}
 	if !outer.Shimmed() {
 		return t.overlayPacket(s, self, outer, b[:shim.HeaderLen+len(outer.Payload)], now)
@@ -107,7 +115,7 @@ func (t *Tunnel) admit(b []byte, now time.Time) (*link.Endpoint, []byte) {
 	p := s.peer
 	if p == nil {
 		t.refused.Add(string(WhyGuest), 1)
-		return nil, nil
+		return admission{}
 	}
 	in, why := shim.ParseInner(outer.Inner)
 	if why == shim.OK {
@@ -115,16 +123,20 @@ func (t *Tunnel) admit(b []byte, now time.Time) (*link.Endpoint, []byte) {
 	}
 	if why != shim.OK {
 		t.refused.Add(string(why), 1)
-		return nil, nil
+		return admission{}
 	}
 	t.admitted.Add(1)
-	return p.link, outer.Inner
+	a := admission{link: p.link, packet: outer.Inner}
+	if plain(b) && p.session() == s { // else what is heard counts for nothing
+		a.peer, a.like = p, b
+	}
+	return a
 }
 
 // overlayPacket handles what came without a shim: echoes are served here, TCP
 // goes to the overlay's stack where the sender may reach it. An overlay packet
 // never reaches a network's stack.
-func (t *Tunnel) overlayPacket(s *session, self *identity, outer shim.Packet, b []byte, now time.Time) (*link.Endpoint, []byte) {
+func (t *Tunnel) overlayPacket(s *session, self *identity, outer shim.Packet, b []byte, now time.Time) admission {
 	why := WhyOverlay
 	switch outer.NextHeader {
 	case protoICMP6:
@@ -133,16 +145,16 @@ func (t *Tunnel) overlayPacket(s *session, self *identity, outer shim.Packet, b 
 			break
 		}
 		t.echoed(s, self, e, b, now)
-		return nil, nil
+		return admission{}
 	case protoTCP:
 		if outer.Dst != self.overlay {
 			why = WhyNotForUs
 		} else if why = t.overlayTCP(s, outer.Payload, now); why == shim.OK {
-			return self.stack.link, b
+			return admission{link: self.stack.link, packet: b}
 		}
 	}
 	t.refused.Add(string(why), 1)
-	return nil, nil
+	return admission{}
 }
 
 // echoed takes an echo that s sent, b as it came.

@@ -24,10 +24,11 @@ const (
 	echoPayloadLen  = 24
 	echoMinLen      = header.IPv6MinimumSize + header.ICMPv6EchoMinimumSize + echoPayloadLen
 	echoHopLimit    = 64
-	echoIDLiveness  = 1 // identifier of an echo that asks "are you there?"
-	echoIDPathMTU   = 2 // identifier of an echo that is padded to a size in question
-	flagDraining    = 1 << 0
-	flagLeaving     = 1 << 1
+	echoIDLiveness  = 1      // identifier of an echo that asks "are you there?"
+	echoIDPathMTU   = 2      // identifier of an echo that is padded to a size in question
+	flagDraining    = 1 << 0 // takes no new flows
+	flagLeaving     = 1 << 1 // says farewell
+	flagTrusting    = 1 << 2 // looks at no TCP checksum of what the other end sends
 	echoICMPOffset  = header.IPv6MinimumSize
 	echoDataOffset  = header.IPv6MinimumSize + header.ICMPv6EchoMinimumSize
 	echoSentOffset  = echoDataOffset + 16

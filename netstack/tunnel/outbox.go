@@ -383,6 +383,7 @@ var unpinned [device.MaxMessageSize]byte
 // sent gives back the credit of datagrams that were handed to the kernel, and
 // takes them out of the list; the Bind calls it for every send.
 func (o *outbox) sent(datagrams [][]byte) {
+	now := time.Now()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	returned := false
@@ -395,7 +396,7 @@ func (o *outbox) sent(datagrams [][]byte) {
 			}
 			l.inFlight--
 			o.inFlight--
-			l.progress = time.Now()
+			l.progress = now
 			returned = true
 		}
 	}

@@ -300,16 +300,16 @@ func FuzzOverlayPacket(f *testing.F) {
 		b := make([]byte, shimLen, shimLen+len(payload))
 		shim.Put(b, p.Overlay(), e.Overlay(), len(payload), true)
 		b[6] = next
-		door, packet := e.admit(append(b, payload...), time.Now())
-		if door == nil {
+		a := e.admit(append(b, payload...), time.Now())
+		if a.link == nil {
 			return
 		}
-		if door != e.self.Load().stack.link {
+		if a.link != e.self.Load().stack.link {
 			t.Error("an overlay packet entered a network")
 		}
 		if next != protoTCP || binary.BigEndian.Uint16(payload[2:]) != testControl {
 			t.Errorf("next header %d for port %x reached the overlay's stack", next, payload[2:4])
 		}
-		door.Deliver([][]byte{packet})
+		a.link.Deliver([][]byte{a.packet})
 	})
 }

@@ -46,6 +46,7 @@ type Peer struct {
 	draining   atomic.Bool               // the other end takes no new flows
 	held       atomic.Bool               // our operator wants none for it
 	left       atomic.Bool               // the other end said farewell
+	trusts     atomic.Bool               // we look at no TCP checksum of its packets, see setTrust
 	rebooted   atomic.Bool               // news for watch
 	news       atomic.Bool               // for OnPeer: draining or shared changed
 	moved      atomic.Bool               // news for watch: the endpoint changed
@@ -190,6 +191,7 @@ func (t *Tunnel) newPeer(p *Peer, s *session, endpoint netip.AddrPort) error {
 	s.peer = p
 	p.cur.Store(s)
 	p.link = link.New(link.Config{MTU: minInnerMTU, Deferrer: t.deferrer, Ready: func() { t.outbox.ready(p.lane) }})
+	p.setTrust(p.initiate)
 	p.lane = t.outbox.add(&lane{link: p.link, overlay: s.overlay})
 	if p.stack != nil {
 		nic, err := p.stack.AddNIC(netstack.NICConfig{Name: p.name, Link: p.link})
@@ -342,9 +344,37 @@ func (p *Peer) sendEchoTo(s *session, id uint16, size int) {
 	if id == echoIDLiveness {
 		p.asked = p.seq
 	}
-	e := echo{id: id, seq: p.seq, flags: p.tunnel.ourFlags(), boot: p.tunnel.boot, sent: p.tunnel.clock(time.Now())}
+	e := echo{id: id, seq: p.seq, flags: p.ourFlags(), boot: p.tunnel.boot, sent: p.tunnel.clock(time.Now())}
 	p.mu.Unlock()
 	p.tunnel.outbox.control(appendEcho(nil, p.tunnel.Overlay(), s.overlay, e, size))
+}
+
+// ourFlags are the flags of our echoes to p.
+func (p *Peer) ourFlags() byte {
+	flags := p.tunnel.ourFlags()
+	if p.trusts.Load() {
+		flags |= flagTrusting
+	}
+	return flags
+}
+
+// acquainted is told, with each echo, whether p looks at no TCP checksum of what
+// we send. Then it is one of ours, where flows end, and gets none; and what comes
+// from it is not looked at either, since WireGuard's Poly1305 has authenticated
+// it. Of a router of another make neither holds: what it forwards may have been
+// changed before it came there. An edge promises to look at none once it knows
+// that the other end is ours; a connector's other end always is.
+func (p *Peer) acquainted(trusting bool) {
+	p.link.SetOwn(trusting)
+	if !p.initiate {
+		p.setTrust(trusting)
+	}
+}
+
+// setTrust says whether we look at no TCP checksum of what comes from p.
+func (p *Peer) setTrust(trust bool) {
+	p.trusts.Store(trust)
+	p.link.SetTrusted(trust)
 }
 
 // clock is the time that our echoes carry.
@@ -387,6 +417,7 @@ func (p *Peer) introduced(e echo) {
 		p.news.Store(true)
 		p.tunnel.nudge()
 	}
+	p.acquainted(e.flags&flagTrusting != 0)
 	leaving := e.flags&flagLeaving != 0
 	if p.left.Swap(leaving) != leaving {
 		p.tunnel.nudge()

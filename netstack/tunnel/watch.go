@@ -113,6 +113,7 @@ func (p *Peer) tick(s *pass) {
 	if d.down || open && !alive { // the latter: opened by a packet that brings nobody back
 		p.open.Store(false)
 		p.link.SetOpen(false)
+		p.acquainted(false) // until who comes back has said what it is
 	}
 	probe, mtu := p.stepMTU(s, d.up || p.moved.Swap(false) && alive, alive)
 	if mtu > 0 && int(p.link.MTU()) != mtu {
