@@ -17,7 +17,7 @@ import (
 // Why a packet was dropped at the NIC, before gVisor saw it.
 const (
 	whyMalformed     = "malformed"      // too short for what it says it is
-	whyChecksum      = "checksum"       // TCP with a wrong checksum
+	whyChecksum      = "checksum"       // TCP with a wrong checksum, its own or that of its IPv4 header
 	whyProtocol      = "protocol"       // neither TCP, UDP, an ICMP error nor an echo that somebody takes
 	whyICMPUnknown   = "icmp_unknown"   // an ICMP error that is about no flow of this NIC
 	whyICMPFragment  = "icmp_fragment"  // an ICMP message in fragments

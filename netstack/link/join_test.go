@@ -57,7 +57,9 @@ func TestJoin(t *testing.T) {
 		{"another flow", change(1, func(s *segment) { s.ports[1]++ }, run(1000, 1000)), false, []int{1000, 1000}},
 		{"another TTL", change(1, func(s *segment) { s.ttl-- }, run(1000, 1000)), false, []int{1000, 1000}},
 		{"another TOS", change(1, func(s *segment) { s.tos = 4 }, run(1000, 1000)), false, []int{1000, 1000}},
-		{"other options, which hold for the segment", change(1, func(s *segment) { s.options = nil }, run(1000, 1000)), false, []int{1320, 680}},
+		{"other options", change(1, func(s *segment) { s.options[0] = 1 }, run(1000, 1000)), false, []int{1320, 680}},
+		{"more options", change(1, func(s *segment) { s.options = make([]byte, 24) }, run(1340, 1336)), true, []int{1340, 1336}},
+		{"fewer options", change(1, func(s *segment) { s.options = nil }, run(1000, 1000)), false, []int{1000, 1000}},
 		{"FIN", change(1, func(s *segment) { s.flags |= fin }, run(1000, 1000)), false, []int{1000, 1000}},
 		{"behind FIN", change(0, func(s *segment) { s.flags |= fin }, run(1000, 1000)), false, []int{1000, 1000}},
 		{"an acknowledgement between", change(1, func(s *segment) { s.payload = nil }, run(1000, 0, 1000)), false, []int{1000, 0, 1000}},
@@ -78,6 +80,21 @@ func TestJoin(t *testing.T) {
 				t.Errorf("payloads of %v, want %v", got, tc.want)
 			}
 		})
+	}
+}
+
+// TestJoinedWithoutRoom: packets of which the second has more options would make
+// a segment more together than Read has room for.
+func TestJoinedWithoutRoom(t *testing.T) {
+	e := openEndpoint(t, Config{})
+	e.SetOwn(true)
+	rng := rand.New(rand.NewPCG(1, 1))
+	write(t, e, segment{flags: header.TCPFlagAck, options: make([]byte, 12), payload: make([]byte, 1340)}.packet(rng, 1320))
+	write(t, e, segment{flags: header.TCPFlagAck, seq: 1340, options: make([]byte, 24), payload: make([]byte, 1336)}.packet(rng, 1320))
+	write(t, e, packet(header.UDPProtocolNumber, 0, []byte("one more")))
+	bufs, sizes := buffers(3, 2048)
+	if n := e.Read(bufs, sizes, 0); n != 3 || e.Len() != 0 {
+		t.Errorf("%d packets, and %d wait", n, e.Len())
 	}
 }
 
@@ -131,9 +148,13 @@ func FuzzJoin(f *testing.F) {
 		}
 		want, got := map[string][]event{}, map[string][]event{}
 		var in [][]byte
+		datagrams := 0
 		for range rng.IntN(40) {
 			s := &flows[rng.IntN(len(flows))]
 			one := *s
+			if rng.IntN(4) == 0 { // as with SACK
+				one.options = make([]byte, 4*rng.IntN(11))
+			}
 			one.payload = make([]byte, []int{0, 1, 324, rng.IntN(1500), rng.IntN(6000), rng.IntN(65374)}[rng.IntN(6)%(5+rng.IntN(2))])
 			for i := range one.payload {
 				one.payload[i] = byte(rng.Uint32())
@@ -150,11 +171,31 @@ func FuzzJoin(f *testing.F) {
 			s.ack += uint32(rng.IntN(2))
 			in = append(in, one.bytes())
 			write(t, e, one.packet(rng, int(mss)))
+			for range rng.IntN(2) * rng.IntN(3) {
+				write(t, e, packet(header.UDPProtocolNumber, 0, []byte("a datagram")))
+				datagrams++
+			}
 		}
 		for _, b := range in {
 			record(want, b, true)
 		}
-		out := readAll(t, e, func() int { return 1 + rng.IntN(int(room)%128+1) })
+		out := readAll(t, e, func() int {
+			if rng.IntN(4) == 0 {
+				e.SetOwn(own && rng.IntN(2) == 0)
+				e.SetMTU(uint32(1280 + 60*rng.IntN(3)))
+			}
+			return 1 + rng.IntN(int(room)%128+1)
+		})
+		out = slices.DeleteFunc(out, func(b []byte) bool {
+			if isTCP(b) {
+				return false
+			}
+			datagrams--
+			return true
+		})
+		if datagrams != 0 {
+			t.Errorf("%d datagrams are missing", datagrams)
+		}
 		for _, b := range out {
 			if _, headers, ok := parseTCP(b); !ok || !own && !sound(b) || len(b) > max(1400, headers+1) || !own && mss > 0 && len(b)-headers > int(mss) {
 				t.Fatalf("a segment of %d bytes is not whole, not sound or too large: %.80x", len(b), b)

@@ -3,7 +3,8 @@
 // where flows take turns, until the tunnel reads them, many a call, straight
 // into WireGuard's buffers; incoming packets are copied once into gVisor's own.
 // TCP leaves the stack in packets of up to 64 KiB (gVisor's host GSO), and Read
-// cuts them into segments; Deliver puts such segments together again.
+// cuts them into segments, filling one with the next packet's first bytes;
+// Deliver puts such segments together again.
 //
 // Two rules keep the tunnel from deadlock (the stack's locks are held while
 // it writes, and the tunnel's while it delivers):

@@ -6,11 +6,12 @@ import (
 )
 
 // Read moves packets out of the queue: packet i into bufs[i][offset:], its
-// length into sizes[i]. TCP's are cut into segments that fit the MTU and the
-// flow's MSS; what bufs has no room for is the next Read's. It returns how
-// many, fewer than len(bufs) only where nothing waits, and never blocks.
-// Packets that do not fit a buffer, and TCP's that cannot be cut, are dropped
-// and counted.
+// length into sizes[i]. TCP's are cut into segments that fit the MTU and, where
+// the peer is not one of ours, the flow's MSS; what one packet leaves of a
+// segment the next of its flow fills. What bufs has no room for is the next
+// Read's. It returns how many, fewer than len(bufs) only where nothing waits, and
+// never blocks. Packets that do not fit a buffer, and TCP's that cannot be cut,
+// are dropped and counted.
 func (e *Endpoint) Read(bufs [][]byte, sizes []int, offset int) int {
 	e.readMu.Lock()
 	defer e.readMu.Unlock()
@@ -26,7 +27,10 @@ func (e *Endpoint) Read(bufs [][]byte, sizes []int, offset int) int {
 		batch := e.take(taken[:], room, mtu)
 		if len(batch) == 0 {
 			n += e.readSegments(bufs[n:], sizes[n:], offset, mtu, true)
-			break
+			if room > 0 {
+				break // the queue is empty
+			}
+			continue
 		}
 		for i, pkt := range batch {
 			batch[i] = nil

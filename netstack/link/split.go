@@ -136,7 +136,8 @@ func narrow(t []byte) {
 	}
 }
 
-// waits reports whether what is left of the packet makes no full segment.
+// waits reports whether what is left of the packet makes no full segment, and
+// may wait for the packet behind: at most two have part in a segment.
 func (s *splitter) waits(mtu int) bool {
 	return s.left > 0 && s.tail == nil && s.left < limit(s.mss, mtu, s.headers)
 }
@@ -144,14 +145,16 @@ func (s *splitter) waits(mtu int) bool {
 // joins reports whether what is left, if anything is, may leave in one segment
 // with the first bytes of pkt: these follow in the same flow, and both packets
 // carry data and nothing else. Of what a header says beside, acknowledgement,
-// window and options, the later word holds.
+// window and options, the later word holds. The headers are as long and the
+// segments as large, or both together might make more segments than Read has
+// room for.
 func (s *splitter) joins(pkt *stack.PacketBuffer) bool {
 	if s.pkt == nil {
 		return true
 	}
 	a, b := s.pkt.TransportHeader().Slice(), pkt.TransportHeader().Slice()
 	return s.left > 0 && s.tail == nil && pkt.GSOOptions == s.pkt.GSOOptions && pkt.Data().Size() > 0 &&
-		len(b) >= header.TCPMinimumSize && bytes.Equal(a[:tcpSeq], b[:tcpSeq]) &&
+		len(a) == len(b) && s.mss == segmentSize(pkt, s.own) && bytes.Equal(a[:tcpSeq], b[:tcpSeq]) &&
 		binary.BigEndian.Uint32(b[tcpSeq:]) == s.seq+uint32(s.left) &&
 		a[tcpFlags]&^flagPSH == flagACK && b[tcpFlags]&^flagPSH == flagACK &&
 		sameRoute(s.pkt.NetworkHeader().Slice(), pkt.NetworkHeader().Slice())
@@ -260,9 +263,12 @@ func (s *splitter) next(b []byte, mtu int) int {
 // copy fills payload with what comes next; false where there is less.
 func (s *splitter) copy(payload []byte) bool {
 	if s.tail != nil {
-		n := s.rest.copy(payload[:min(len(payload), s.over)])
+		n := min(len(payload), s.over)
+		if s.rest.copy(payload[:n]) != n {
+			return false
+		}
 		payload = payload[n:]
-		if s.over -= n; s.over == 0 || n == 0 {
+		if s.over -= n; s.over == 0 {
 			s.tail.DecRef()
 			s.tail = nil
 		}

@@ -46,6 +46,9 @@ func (e *Endpoint) SetOwn(own bool) { e.own.Store(own) }
 // is false. It may be called while traffic flows.
 func (e *Endpoint) SetTrusted(trusted bool) { e.trusted.Store(trusted) }
 
+// Trusted reports what SetTrusted was told last.
+func (e *Endpoint) Trusted() bool { return e.trusted.Load() }
+
 // Attach takes the stack's dispatcher; nil when the NIC is removed.
 func (e *Endpoint) Attach(dispatcher stack.NetworkDispatcher) {
 	e.dispatcherMu.Lock()

@@ -66,8 +66,8 @@ func (in Inner) Ports() (src, dst uint16, ok bool) {
 // (protocols 4 and 41), IPv4-mapped addresses, and sources that no single host
 // can have. IPv4 options other than source routes are let through. Header and
 // transport checksums are not looked at: WireGuard has authenticated the
-// bytes, and the stack behind verifies them. Nothing is said about the
-// destination.
+// bytes, and the stack behind verifies them where it must. Nothing is said
+// about the destination.
 func ParseInner(b []byte) (Inner, Why) {
 	in, why := parse(b, false)
 	if why != OK {

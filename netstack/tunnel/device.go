@@ -127,7 +127,7 @@ func (t *Tunnel) admit(b []byte, now time.Time) admission {
 	}
 	t.admitted.Add(1)
 	a := admission{link: p.link, packet: outer.Inner}
-	if plain(b) && p.session() == s { // else what is heard counts for nothing
+	if plain(b) && p.session() == s { // what comes in a key that was left is not counted, see session.heard
 		a.peer, a.like = p, b
 	}
 	return a

@@ -46,7 +46,7 @@ type Peer struct {
 	draining   atomic.Bool               // the other end takes no new flows
 	held       atomic.Bool               // our operator wants none for it
 	left       atomic.Bool               // the other end said farewell
-	trusts     atomic.Bool               // we look at no TCP checksum of its packets, see setTrust
+	known      atomic.Int64              // when acquainted was told that it is ours, nanoseconds since tunnel.started; 0: it is not
 	rebooted   atomic.Bool               // news for watch
 	news       atomic.Bool               // for OnPeer: draining or shared changed
 	moved      atomic.Bool               // news for watch: the endpoint changed
@@ -191,7 +191,7 @@ func (t *Tunnel) newPeer(p *Peer, s *session, endpoint netip.AddrPort) error {
 	s.peer = p
 	p.cur.Store(s)
 	p.link = link.New(link.Config{MTU: minInnerMTU, Deferrer: t.deferrer, Ready: func() { t.outbox.ready(p.lane) }})
-	p.setTrust(p.initiate)
+	p.link.SetTrusted(p.initiate)
 	p.lane = t.outbox.add(&lane{link: p.link, overlay: s.overlay})
 	if p.stack != nil {
 		nic, err := p.stack.AddNIC(netstack.NICConfig{Name: p.name, Link: p.link})
@@ -352,7 +352,7 @@ func (p *Peer) sendEchoTo(s *session, id uint16, size int) {
 // ourFlags are the flags of our echoes to p.
 func (p *Peer) ourFlags() byte {
 	flags := p.tunnel.ourFlags()
-	if p.trusts.Load() {
+	if p.link.Trusted() {
 		flags |= flagTrusting
 	}
 	return flags
@@ -364,17 +364,29 @@ func (p *Peer) ourFlags() byte {
 // it. Of a router of another make neither holds: what it forwards may have been
 // changed before it came there. An edge promises to look at none once it knows
 // that the other end is ours; a connector's other end always is.
+//
+// The word holds for trustFor: another machine with the same key may be back
+// before anybody finds that the first is gone. What is sent without a checksum to
+// an end that has just forgotten us is lost, and sent again by TCP.
 func (p *Peer) acquainted(trusting bool) {
 	p.link.SetOwn(trusting)
 	if !p.initiate {
-		p.setTrust(trusting)
+		p.link.SetTrusted(trusting)
 	}
+	at := int64(0)
+	if trusting {
+		at = p.tunnel.clock(time.Now())
+	}
+	p.known.Store(at)
 }
 
-// setTrust says whether we look at no TCP checksum of what comes from p.
-func (p *Peer) setTrust(trust bool) {
-	p.trusts.Store(trust)
-	p.link.SetTrusted(trust)
+// trustFor is a few times as long as a peer of ours is silent.
+const trustFor = 5 * time.Second
+
+// trustStale reports whether p has not said for long that it is ours.
+func (p *Peer) trustStale(now time.Time) bool {
+	at := p.known.Load()
+	return at != 0 && p.tunnel.clock(now)-at > int64(trustFor)
 }
 
 // clock is the time that our echoes carry.

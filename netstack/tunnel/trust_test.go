@@ -254,6 +254,25 @@ func TestPromisesEndWithThePeer(t *testing.T) {
 	}
 }
 
+// TestTrustAges: a word that is not repeated holds for a while, though the peer
+// lives.
+func TestTrustAges(t *testing.T) {
+	e := trustingEdge(t)
+	e.hears(e.echo(flagTrusting))
+	for _, tc := range []struct {
+		after time.Duration
+		holds bool
+	}{{trustFor - time.Second, true}, {trustFor + time.Second, false}} {
+		now := time.Now().Add(tc.after)
+		e.peer.heardAt.Store(e.clock(now)) // by something else
+		e.peer.tick(&pass{t: e.Tunnel, now: now})
+		if !e.peer.Alive() {
+			t.Fatal("the peer is dead")
+		}
+		e.expect(t, tc.after.String()+" after the promise", tc.holds, !tc.holds)
+	}
+}
+
 // TestTrustEndsWithThePeer: who comes back may be a router of another make,
 // which never says what it is; what it sends is looked at.
 func TestTrustEndsWithThePeer(t *testing.T) {
@@ -278,7 +297,7 @@ func (c *tap) on(t *Tunnel) {
 			switch {
 			case summed(in.Payload, tcpip.AddrFrom4(in.Src.As4()), tcpip.AddrFrom4(in.Dst.As4())):
 				c.summed.Add(1)
-			case p.trusts.Load():
+			case p.link.Trusted():
 				c.unsummed.Add(1)
 			default:
 				c.early.Add(1)
@@ -353,8 +372,8 @@ func TestTrustIsMutual(t *testing.T) {
 	for p.atEdge.unsummed.Load() < 16 || p.atConnector.unsummed.Load() < 16 {
 		p.exchange(t)
 	}
-	if !p.peer.trusts.Load() || !p.far.trusts.Load() {
-		t.Errorf("the edge trusts: %v; the connector: %v", p.peer.trusts.Load(), p.far.trusts.Load())
+	if edge, connector := p.peer.link.Trusted(), p.far.link.Trusted(); !edge || !connector {
+		t.Errorf("the edge trusts: %v; the connector: %v", edge, connector)
 	}
 	for name, tun := range map[string]*Tunnel{"edge": p.edge, "connector": p.connector} {
 		tun.Drops(func(_, why string, n uint64) {
@@ -376,9 +395,9 @@ func TestTrustIsTakenBack(t *testing.T) {
 	for p.atEdge.unsummed.Load() < 16 || p.atConnector.unsummed.Load() < 16 {
 		p.exchange(t)
 	}
-	p.far.setTrust(false)
+	p.far.link.SetTrusted(false)
 	p.connector.greetAll()
-	p.await(t, "the edge hears of it", func() bool { return !p.peer.trusts.Load() })
+	p.await(t, "the edge hears of it", func() bool { return !p.peer.link.Trusted() })
 	p.edge.greetAll() // or it says so a second later
 	p.await(t, "the connector does", func() bool {
 		edge, connector := p.exchange(t)

@@ -114,6 +114,8 @@ func (p *Peer) tick(s *pass) {
 		p.open.Store(false)
 		p.link.SetOpen(false)
 		p.acquainted(false) // until who comes back has said what it is
+	} else if p.trustStale(now) {
+		p.acquainted(false)
 	}
 	probe, mtu := p.stepMTU(s, d.up || p.moved.Swap(false) && alive, alive)
 	if mtu > 0 && int(p.link.MTU()) != mtu {
