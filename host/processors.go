@@ -73,22 +73,22 @@ type pace struct {
 // look takes how many processors were busy since the last look, and reports
 // whether there are to be more or fewer from now on.
 func (p *pace) look(busy float64) (changed bool) {
-	most, least := paceBusy*float64(p.now), paceIdle*float64(p.now-1)
+	high, low := paceBusy*float64(p.now), paceIdle*float64(p.now-1)
 	switch p.now {
 	case 1:
-		most = paceFull
+		high = paceFull
 	case 2:
-		least = paceFull
+		low = paceFull
 	}
 	before := p.now
 	switch {
-	case busy > most:
+	case busy > high:
 		p.calm = 0
 		if p.hot++; p.hot == paceHot {
 			p.hot = 0
 			p.now = min(2*p.now, p.most)
 		}
-	case busy < least:
+	case busy < low:
 		p.hot = 0
 		if p.calm++; p.calm == paceCalm {
 			p.calm = 0
